@@ -1,0 +1,282 @@
+"""Cross-field checks of a configuration: what each value alone allows but the whole does not.
+
+Each problem is one line: what does not fit, and what to change. `check_run` and `check_node` raise the first.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from templar_jax.config import MeshConfig, NodeConfig, RunConfig, WindowConfig
+from templar_jax.errors import ConfigError
+
+GRAIN = 64  # model dims come in multiples of this, so that a shard never cuts a tile (sharding.GRAIN)
+INDEX_VALUES = 4096  # positions that a 12-bit index of the codec can name
+CHAIN_FINALITY = 3  # blocks that a Bittensor head runs before its finalised block
+MIN_TRAINING = 0.25  # part of a window that must remain for inner steps even when the last leader closes it
+SINKS = ("wandb", "tensorboard")
+
+T = TypeVar("T")
+
+
+def check_run(run: RunConfig) -> RunConfig:
+    """Returns `run` unchanged, or raises ConfigError with the first problem."""
+    return _first(run, run_problems(run))
+
+
+def check_node(run: RunConfig, node: NodeConfig) -> NodeConfig:
+    """Returns `node` unchanged, or raises ConfigError with the first problem of the node within this run."""
+    return _first(node, node_problems(run, node))
+
+
+def check_data(run: RunConfig, n_pages: int) -> None:
+    """Refuses a corpus too small for disjoint pages of all slots plus one range nobody trains on.
+
+    Raises:
+      ConfigError: (data.slots + 1) * pages_per_window > n_pages (training pages, held-out ones not counted).
+    """
+    needed = (run.data.slots + 1) * run.pages_per_window
+    if needed > n_pages:
+        fits = n_pages // run.pages_per_window - 1
+        change = f"set data.slots to at most {fits}" if fits >= 1 else "lower inner.steps or inner.batch"
+        raise ConfigError(
+            f"the data has {n_pages} pages, but data.slots {run.data.slots} (+1 for evaluation) x "
+            f"{run.pages_per_window} pages a window need {needed}: {change}, or prepare more text"
+        )
+
+
+def fit_mesh(run: RunConfig, node: NodeConfig, devices: int) -> MeshConfig:
+    """The mesh with fsdp = 0 resolved: the most devices whose number divides the sequences of one forward pass.
+
+    Raises:
+      ConfigError: mesh.tensor alone needs more than `devices`.
+    """
+    mesh = node.mesh
+    if mesh.tensor > devices:
+        raise ConfigError(
+            f"mesh.tensor {mesh.tensor} needs more than the {devices} devices here: lower node.mesh.tensor"
+        )
+    if mesh.fsdp:
+        return mesh
+    sequences = micro_batch(run, node)
+    fsdp = max(n for n in range(1, devices // mesh.tensor + 1) if sequences % n == 0)
+    return MeshConfig(fsdp=fsdp, tensor=mesh.tensor, cpu_devices=mesh.cpu_devices)
+
+
+def micro_batch(run: RunConfig, node: NodeConfig) -> int:
+    """Sequences of one forward pass."""
+    return node.compute.micro_batch or run.inner.batch
+
+
+def training_blocks(window: WindowConfig, finality: int, rank: int = 0) -> int:
+    """Blocks of a window between the application of its predecessor and this miner's own commit.
+
+    `rank` is that of the leader who closed the predecessor: each rank costs one slot more. The predecessor's
+    manifest is usable one block after its slot opens, plus finality.
+    """
+    final = window.manifest + rank * window.leader_slot + 1 + finality
+    return window.deadline - window.commit_lead - max(0, final - window.blocks)
+
+
+def run_problems(run: RunConfig) -> Iterator[str]:
+    """Everything wrong with a run, most basic first."""
+    ranges = list(_ranges(run))
+    yield from ranges
+    if ranges:
+        return  # the rest divides by these values
+    yield from _model(run)
+    yield from _compress(run)
+    yield from _inner_and_outer(run)
+    yield from _data(run)
+    yield from timetable_problems(run.window, finality=1)
+
+
+def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
+    """Everything wrong with a node within a run."""
+    for path, value, least in (
+        ("mesh.fsdp", node.mesh.fsdp, 0),
+        ("mesh.tensor", node.mesh.tensor, 1),
+        ("mesh.cpu_devices", node.mesh.cpu_devices, 0),
+        ("compute.micro_batch", node.compute.micro_batch, 0),
+        ("compute.loss_chunk", node.compute.loss_chunk, 1),
+        ("network.netuid", node.network.netuid, 0),
+        ("network.finality", node.network.finality, 1),
+        ("checkpoint_every", node.checkpoint_every, 1),
+        ("checkpoint_keep", node.checkpoint_keep, 1),
+        ("eval_sequences", node.eval_sequences, 1),
+    ):
+        if value < least:
+            yield f"node.{path} is {value}: set it to {least} or more"
+            return
+    if node.network.block_seconds <= 0:
+        yield f"node.network.block_seconds is {node.network.block_seconds}: set it above 0"
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", node.hotkey) or node.hotkey.startswith("."):
+        yield f'node.hotkey {node.hotkey!r} is a file name under home/wallet: use letters, digits, "_", "-" and "."'
+    for sink in node.sinks:
+        if sink not in SINKS:
+            yield f"node.sinks has {sink!r}: choose from {', '.join(SINKS)}"
+    replay = node.checkpoint_every * node.checkpoint_keep
+    if node.keep_windows < replay:
+        yield (
+            f"node.keep_windows {node.keep_windows} is less than the {replay} windows since the oldest checkpoint "
+            f"(checkpoint_every x checkpoint_keep), and nobody could catch up from it: set it to {replay} or more"
+        )
+    yield from _batch_and_mesh(run, node)
+    yield from timetable_problems(
+        run.window, node.network.finality if node.network.chain == "local" else CHAIN_FINALITY
+    )
+
+
+def timetable_problems(window: WindowConfig, finality: int) -> Iterator[str]:
+    """Whether the offsets of a window follow each other with room for finality and for training."""
+    w = window
+    for name in ("seed_lookback", "commit_lead", "evaluate", "leader_slot", "leaders", "deadline"):
+        if getattr(w, name) < 1:
+            yield f"window.{name} is {getattr(w, name)}: set it to 1 or more"
+            return
+    if w.seed_lookback < finality:
+        yield f"window.seed_lookback {w.seed_lookback} is less than finality: set it to {finality} blocks or more"
+    if w.commit_lead >= w.deadline:
+        yield f"window.commit_lead {w.commit_lead} leaves no time before window.deadline {w.deadline}: lower it"
+    if w.keys <= w.deadline:
+        yield f"window.keys {w.keys} must come after window.deadline {w.deadline}: set keys to {w.deadline + 1} or more"
+    least = max(w.keys + 1, w.deadline + finality)
+    if w.manifest < least:
+        yield (
+            f"window.manifest {w.manifest} must come after window.keys {w.keys}, and {finality} blocks of finality "
+            f"after window.deadline {w.deadline}: set manifest to {least} or more"
+        )
+    if w.manifest >= w.blocks:
+        yield f"window.manifest {w.manifest} lies outside window.blocks {w.blocks}: raise blocks or lower the offsets"
+    needed = max(1, int(w.blocks * MIN_TRAINING))
+    left = training_blocks(w, finality, rank=w.leaders - 1)
+    if left < needed:
+        yield (
+            f"window.leaders {w.leaders} x window.leader_slot {w.leader_slot} with finality {finality} leave {left} of "
+            f"{w.blocks} blocks for training, {needed} are needed: raise window.blocks, or lower leaders or leader_slot"
+        )
+
+
+def _ranges(run: RunConfig) -> Iterator[str]:
+    for path, value, least in (
+        ("model.vocab", run.model.vocab, 1),
+        ("model.dim", run.model.dim, 1),
+        ("model.layers", run.model.layers, 1),
+        ("model.heads", run.model.heads, 1),
+        ("model.kv_heads", run.model.kv_heads, 1),
+        ("model.head_dim", run.model.head_dim, 1),
+        ("model.ffn_dim", run.model.ffn_dim, 1),
+        ("window.blocks", run.window.blocks, 2),
+        ("inner.steps", run.inner.steps, 1),
+        ("inner.batch", run.inner.batch, 1),
+        ("inner.warmup", run.inner.warmup, 0),
+        ("compress.tile", run.compress.tile, 1),
+        ("compress.k", run.compress.k, 1),
+        ("data.sequence", run.data.sequence, 2),
+        ("data.page", run.data.page, 1),
+        ("data.slots", run.data.slots, 1),
+        ("max_contributors", run.max_contributors, 1),
+    ):
+        if value < least:
+            yield f"{path} is {value}: set it to {least} or more"
+    for path, value in (
+        ("inner.lr", run.inner.lr),
+        ("inner.eps", run.inner.eps),
+        ("inner.clip", run.inner.clip),
+        ("outer.lr", run.outer.lr),
+        ("model.rope_theta", run.model.rope_theta),
+        ("model.norm_eps", run.model.norm_eps),
+    ):
+        if value <= 0:
+            yield f"{path} is {value}: set it above 0"
+    for path, value in (
+        ("inner.beta1", run.inner.beta1),
+        ("inner.beta2", run.inner.beta2),
+        ("outer.momentum", run.outer.momentum),
+    ):
+        if not 0 <= value < 1:
+            yield f"{path} is {value}: set it to 0 or more and below 1"
+    for path, value in (
+        ("inner.min_lr_ratio", run.inner.min_lr_ratio),
+        ("compress.feedback_decay", run.compress.feedback_decay),
+    ):
+        if not 0 <= value <= 1:
+            yield f"{path} is {value}: set it between 0 and 1"
+    if run.inner.weight_decay < 0:
+        yield f"inner.weight_decay is {run.inner.weight_decay}: set it to 0 or more"
+    if not 0 <= run.seed < 2**32:
+        yield f"seed is {run.seed}: set it between 0 and 2**32 - 1"
+
+
+def _model(run: RunConfig) -> Iterator[str]:
+    m = run.model
+    if m.kv_heads < 1 or m.heads % m.kv_heads:
+        yield f"model.heads {m.heads} is no multiple of model.kv_heads {m.kv_heads}: use a divisor for kv_heads"
+    if m.head_dim % 2:
+        yield f"model.head_dim {m.head_dim} is odd, but rotary embedding turns pairs: use an even number"
+    for path, value in (
+        ("model.vocab", m.vocab),
+        ("model.dim", m.dim),
+        ("model.ffn_dim", m.ffn_dim),
+        ("model.heads x model.head_dim", m.heads * m.head_dim),
+        ("model.kv_heads x model.head_dim", m.kv_heads * m.head_dim),
+    ):
+        if value % GRAIN:
+            near = max(GRAIN, round(value / GRAIN) * GRAIN)
+            yield f"{path} is {value}, no multiple of {GRAIN} (tiles are cut from whole {GRAIN}s): use {near}"
+
+
+def _compress(run: RunConfig) -> Iterator[str]:
+    c = run.compress
+    if GRAIN % c.tile:
+        yield f"compress.tile {c.tile} does not divide {GRAIN}: use 64, 32, 16 or 8"
+    elif c.tile**2 > INDEX_VALUES:
+        yield f"compress.tile {c.tile} is too large for a 12-bit index ({INDEX_VALUES} positions): use 64 or less"
+    if c.k > c.tile**2:
+        yield f"compress.k {c.k} is more than a tile has ({c.tile**2} values, compress.tile {c.tile} squared): lower it"
+
+
+def _inner_and_outer(run: RunConfig) -> Iterator[str]:
+    if run.inner.warmup >= run.inner.decay_steps:
+        yield (
+            f"inner.warmup {run.inner.warmup} does not end before inner.decay_steps {run.inner.decay_steps}: "
+            "lower warmup or raise decay_steps"
+        )
+    if run.outer.nesterov and run.outer.momentum != 0.875:
+        yield (
+            f"outer.nesterov needs outer.momentum 0.875 (m - m/8 is exact on every device), not {run.outer.momentum}: "
+            "set it so, or set outer.nesterov to false"
+        )
+
+
+def _data(run: RunConfig) -> Iterator[str]:
+    d = run.data
+    if d.tokenizer not in ("", "bytes") and not re.fullmatch(r"[0-9a-f]{64}", d.tokenizer):
+        yield f'data.tokenizer {d.tokenizer!r} must be "bytes", or the sha256 in hex of a tokenizer.json'
+    if d.tokenizer == "bytes" and run.model.vocab < 256:
+        yield f"model.vocab {run.model.vocab} is too small for the bytes tokenizer: use 320"
+    if d.manifest and not re.fullmatch(r"[0-9a-f]{64}", d.manifest):
+        yield f"data.manifest {d.manifest!r} is no sha256 in hex: leave it empty, or take that of the prepared pages"
+
+
+def _batch_and_mesh(run: RunConfig, node: NodeConfig) -> Iterator[str]:
+    sequences = micro_batch(run, node)
+    if run.inner.batch % sequences:
+        yield (
+            f"inner.batch {run.inner.batch} is no multiple of node.compute.micro_batch {sequences}: "
+            f"use a divisor of {run.inner.batch}, or 0 for the whole batch"
+        )
+    if node.mesh.fsdp and sequences % node.mesh.fsdp:
+        yield (
+            f"{sequences} sequences of one forward pass (node.compute.micro_batch, else inner.batch) do not spread "
+            f"over node.mesh.fsdp {node.mesh.fsdp}: use a divisor, or 0 for as many devices as fit"
+        )
+    if run.model.heads % node.mesh.tensor:
+        yield f"model.heads {run.model.heads} is no multiple of node.mesh.tensor {node.mesh.tensor}: use a divisor"
+
+
+def _first(value: T, problems: Iterable[str]) -> T:
+    found = list(problems)
+    if found:
+        raise ConfigError(found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
+    return value
