@@ -1,0 +1,99 @@
+"""Llama as Flax NNX modules, and the bridge to the flat parameter dict that everything else uses.
+
+The hot path is a pure function of the dict (`hidden`, `logits`): modules are merged from their graph and arrays where
+they are used, inside one `lax.scan` over the stacked layers. nnx.jit, nnx.scan and nnx.Optimizer stay out.
+
+Letters: B batch, S sequence, D model dim, N query heads, K key-value heads, H head dim, F ffn dim, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from templar_jax.config import ModelConfig, RunConfig
+from templar_jax.model.attention import attend
+from templar_jax.model.layers import rms_norm, rope, rope_angles, swiglu
+from templar_jax.model.placement import Placement
+from templar_jax.sharding import table
+
+STACK = "layers/"
+
+
+class Layer(nnx.Module):
+    """One decoder layer, or all of them stacked. Attributes are the table's names without "layers/"."""
+
+    def __init__(self, weights: dict[str, jax.Array], model: ModelConfig, place: Placement) -> None:
+        self.model, self.place = model, place
+        for name, value in weights.items():
+            setattr(self, name, nnx.Param(value))
+
+    def _weight(self, name: str) -> jax.Array:
+        return self.place.weight(name, getattr(self, name)[...])
+
+    def _heads(self, x_BSD: jax.Array, name: str, heads: int) -> jax.Array:
+        """x @ weight, split into heads: [B, S, heads, H]."""
+        y = (x_BSD @ self._weight(name)).reshape(*x_BSD.shape[:2], heads, self.model.head_dim)
+        return self.place.constrain(y, "fsdp", None, self.place.heads, None)
+
+    def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+        m, place = self.model, self.place
+        h_BSD = rms_norm(x_BSD, self._weight("attn_norm"), m.norm_eps)
+        q_BSNH = rope(self._heads(h_BSD, "q", m.heads), angles)
+        k_BSKH = rope(self._heads(h_BSD, "k", m.kv_heads), angles)
+        v_BSKH = self._heads(h_BSD, "v", m.kv_heads)
+        a_BSNH = attend(q_BSNH, k_BSKH, v_BSKH, place.attention, place.mesh, place.heads)
+        x_BSD = x_BSD + a_BSNH.reshape(*x_BSD.shape[:2], -1) @ self._weight("o")
+        x_BSD = place.constrain(x_BSD, "fsdp", None, None)
+        h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), m.norm_eps)
+        f_BSF = swiglu(h_BSD @ self._weight("gate"), h_BSD @ self._weight("up"))
+        return place.constrain(x_BSD + f_BSF @ self._weight("down"), "fsdp", None, None)
+
+
+class Llama(nnx.Module):
+    """The whole model. `model(tokens_BS) -> logits_BSV` (f32); `model.hidden(tokens_BS)` stops before the head."""
+
+    def __init__(self, params: dict[str, jax.Array], model: ModelConfig, place: Placement = Placement()) -> None:
+        self.model, self.place = model, place
+        stacked = {name.removeprefix(STACK): value for name, value in params.items() if name.startswith(STACK)}
+        self.layers = Layer(stacked, model, place)
+        for name, value in params.items():
+            if not name.startswith(STACK):
+                setattr(self, name, nnx.Param(value))
+
+    def hidden(self, tokens_BS: jax.Array) -> jax.Array:
+        """Final hidden states after the last norm, [B, S, D] in the compute dtype."""
+        m, place = self.model, self.place
+        angles = rope_angles(tokens_BS.shape[1], m.head_dim, m.rope_theta)
+        x_BSD = place.constrain(place.weight("embed", self.embed[...])[tokens_BS], "fsdp", None, None)
+        graph, stacked = nnx.split(self.layers)
+
+        def layer(x_BSD, weights):
+            return nnx.merge(graph, weights)(x_BSD, angles), None
+
+        if place.remat != "none":
+            policy = jax.checkpoint_policies.nothing_saveable
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x_BSD, _ = jax.lax.scan(layer, x_BSD, stacked)
+        return rms_norm(x_BSD, place.weight("norm", self.norm[...]), m.norm_eps)
+
+    def head_weight(self) -> jax.Array:
+        """[D, V] in the compute dtype; the embedding transposed where it is tied."""
+        if self.model.tied:
+            return self.place.weight("embed", self.embed[...]).T
+        return self.place.weight("head", self.head[...])
+
+    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        logits_BSV = jnp.matmul(self.hidden(tokens_BS), self.head_weight(), preferred_element_type=jnp.float32)
+        return self.place.constrain(logits_BSV, "fsdp", None, self.place.vocab)
+
+
+def from_params(run: RunConfig, params: dict[str, jax.Array], place: Placement = Placement()) -> Llama:
+    """The module over a flat parameter dict. Nothing is copied."""
+    return Llama(params, run.model, place)
+
+
+def to_params(model: Llama) -> dict[str, jax.Array]:
+    """The flat parameter dict of a module, in the order of the table."""
+    state = nnx.to_flat_state(nnx.split(model)[1])
+    flat = {"/".join(str(part) for part in path): leaf[...] for path, leaf in state}
+    return {param.name: flat[param.name] for param in table(RunConfig(model=model.model))}

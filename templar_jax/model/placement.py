@@ -1,0 +1,84 @@
+"""How a model is placed and computed: what of the computation is this node's own choice, never agreed upon."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.errors import ConfigError
+from templar_jax.model.attention import resolve_attention
+from templar_jax.sharding import spec, table
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Static facts that the forward pass closes over. Hashable.
+
+    `weights` gives, per parameter and without its stack dims, the PartitionSpec under which a weight is *used*:
+    the axis fsdp gathered, the axis tensor kept. A `mesh` of None (or of one device) means: no constraints.
+    """
+
+    mesh: Mesh | None = None
+    dtype: str = "float32"
+    attention: str = "xla"  # resolved: never "auto"
+    remat: str = "none"
+    loss_chunk: int = 512
+    heads: str | None = None  # mesh axis of the attention heads
+    vocab: str | None = None  # mesh axis of the logits
+    weights: tuple[tuple[str, PartitionSpec], ...] = field(default=())
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x` with its dims laid over the named mesh axes."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+    def weight(self, name: str, value: jax.Array) -> jax.Array:
+        """One unit's weight in the compute dtype, gathered over fsdp (cast first: half the traffic in bfloat16)."""
+        value = value.astype(jnp.dtype(self.dtype))
+        for key, axes in self.weights:
+            if key == name:
+                return self.constrain(value, *axes)
+        return value
+
+
+def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placement:
+    """The placement of `run`'s model on `mesh`.
+
+    Raises:
+      ConfigError: an attention path that this machine does not have.
+    """
+
+    def used(axis: str | tuple[str, ...] | None) -> str | None:
+        return "tensor" if axis == "tensor" else None
+
+    gathered = []
+    for param in table(run):
+        axes = [used(axis) for axis in spec(param, mesh)[param.stack :]]
+        gathered.append((param.name.removeprefix("layers/"), PartitionSpec(*axes)))
+    tensor = mesh.shape["tensor"]
+    by_heads = tensor > 1 and run.model.heads % tensor == 0 and run.model.kv_heads % tensor == 0
+    return Placement(
+        mesh=mesh,
+        dtype=compute.dtype,
+        attention=resolve_attention(compute.attention, mesh.devices.flat[0].platform, compute.dtype),
+        remat=compute.remat,
+        loss_chunk=compute.loss_chunk,
+        heads="tensor" if by_heads else None,
+        vocab="tensor" if tensor > 1 and run.model.vocab % tensor == 0 else None,
+        weights=tuple(gathered),
+    )
+
+
+def batch_sharding(mesh: Mesh, batch: int, what: str) -> NamedSharding:
+    """Sharding of tokens_BS: sequences over the axis fsdp.
+
+    Raises:
+      ConfigError: `batch` (named `what` in the message) does not divide over the axis.
+    """
+    fsdp = mesh.shape["fsdp"]
+    if batch % fsdp:
+        raise ConfigError(f"{what} {batch} does not divide over {fsdp} devices: set mesh.fsdp to a divisor of it")
+    return NamedSharding(mesh, PartitionSpec("fsdp", None))

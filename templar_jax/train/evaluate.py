@@ -1,0 +1,42 @@
+"""Loss of given sequences under given parameters.
+
+Letters: B sequences, S tokens of a sequence.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.model.llama import Llama
+from templar_jax.model.loss import token_nats
+from templar_jax.model.placement import batch_sharding, make_placement
+from templar_jax.train.state import Params
+
+
+def make_evaluate(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Callable[[Params, jax.Array | np.ndarray], jax.Array]:
+    """`evaluate(params, tokens_BS int32) -> losses_B`: nats summed over the S - 1 predicted positions, f32.
+
+    Any number of sequences: rows are added up to a multiple of the axis fsdp and dropped again.
+
+    Raises:
+      ConfigError: the attention path cannot run here.
+    """
+    place = make_placement(run, compute, mesh)
+    fsdp = mesh.shape["fsdp"]
+    tokens_at = batch_sharding(mesh, fsdp, "evaluation")
+
+    @jax.jit
+    def losses(params: Params, tokens_BS: jax.Array) -> jax.Array:
+        model = Llama(params, run.model, place)
+        return token_nats(model.hidden(tokens_BS), model.head_weight(), tokens_BS, place).sum(-1)
+
+    def evaluate(params: Params, tokens_BS: jax.Array | np.ndarray) -> jax.Array:
+        count = tokens_BS.shape[0]
+        padded = np.pad(np.asarray(tokens_BS, np.int32), ((0, -count % fsdp), (0, 0)))
+        return jnp.asarray(losses(params, jax.device_put(padded, tokens_at)))[:count]
+
+    return evaluate
