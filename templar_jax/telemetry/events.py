@@ -1,0 +1,177 @@
+"""What a node says while it works: one frozen dataclass per kind of event.
+
+Events are facts, not text; sinks decide how they look. Units: seconds, bytes, nats per token for losses, bits per
+UTF-8 byte for held-out text. Field names are the keys of the JSONL file, so a change here is a change of a format.
+"""
+
+from dataclasses import dataclass
+
+# In the order of the timetable. "lead" is closing a window as its leader.
+PHASES = ("train", "compress", "seal", "commit", "reveal", "lead", "wait", "apply")
+
+
+@dataclass(frozen=True)
+class NodeStarted:
+    """Who runs what on what; said once per process, before the first window."""
+
+    run: str  # name of the run
+    run_id: str
+    hotkey: str
+    parameters: int
+    devices: str  # e.g. "2 cpu"
+    tokens_per_step: int
+    steps: int  # H
+    window_blocks: int
+    marks: tuple[tuple[str, int], ...]  # offsets in blocks within a window, e.g. (("D", 28), ("K", 31), ("M", 33))
+    block_seconds: float
+    restarts: int = 0  # of this home before this start
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Progress outside windows: preparing data, compiling, joining, catching up."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    window: int
+    phase: str  # one of PHASES
+
+
+@dataclass(frozen=True)
+class PhaseEnded:
+    window: int
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One inner step."""
+
+    window: int
+    step: int  # steps done in this window, from 1
+    global_step: int
+    loss: float
+    tokens_per_s: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Evaluation of theta_w, the global model from which window w starts."""
+
+    window: int
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The own contribution, encrypted and on the own disk."""
+
+    window: int
+    payload_bytes: int
+    bits_per_param: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The sealed object's hash is on chain."""
+
+    window: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The own key is published."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class ManifestApplied:
+    """The outer step of a window. An empty window has outer_step unchanged and nobody accepted."""
+
+    window: int
+    outer_step: int
+    accepted: tuple[int, ...]  # uids
+    refused: tuple[tuple[int, str], ...]  # (uid, reason)
+    root: str  # state root after the step, hex
+
+
+@dataclass(frozen=True)
+class WindowDone:
+    """The figures of one window; made by `meter.Meter` from the events before it."""
+
+    window: int
+    outer_step: int
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float  # while training
+    loss_first: float | None  # of the first and the last inner step; None without one
+    loss_last: float | None
+    heldout_bits_per_byte: float | None  # of the model that this window started from
+    payload_bytes: int  # 0 where nothing was sent
+    bits_per_param: float
+    idle_share: float  # part of the window's time in which no inner step ran
+    phases: dict[str, float]  # seconds
+    accepted: tuple[int, ...]
+    refused: tuple[tuple[int, str], ...]
+    root: str
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    window: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something went wrong and was dealt with; `text` says what and how."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Somebody broke the rules, as far as this node can see."""
+
+    window: int
+    kind: str
+    uid: int
+    proof: str
+
+
+@dataclass(frozen=True)
+class NodeStopped:
+    """The last event of a process that ended by itself."""
+
+    window: int
+    root: str
+    reason: str = ""
+
+
+Event = (
+    NodeStarted
+    | Noted
+    | PhaseStarted
+    | PhaseEnded
+    | StepDone
+    | HeldOut
+    | Sealed
+    | Committed
+    | Revealed
+    | ManifestApplied
+    | WindowDone
+    | CheckpointSaved
+    | Warned
+    | Alarm
+    | NodeStopped
+)
