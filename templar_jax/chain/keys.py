@@ -5,6 +5,8 @@ from pathlib import Path
 
 from bittensor.sp_core import Keypair
 
+from templar_jax.errors import ChainError
+
 __all__ = ["Keypair", "load_or_create", "verify"]
 
 
@@ -17,7 +19,10 @@ def verify(hotkey: str, message: bytes, signature: bytes) -> bool:
 
 
 def load_or_create(path: Path) -> Keypair:
-    """The hotkey whose 32-byte seed (hex) lies at `path`; created on first use, readable by the owner only."""
+    """The hotkey whose 32-byte seed (hex) lies at `path`; created on first use, readable by the owner only.
+
+    Raises: ChainError if the file holds something else.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
@@ -31,4 +36,9 @@ def load_or_create(path: Path) -> Keypair:
         except FileExistsError:
             pass
         draft.unlink()
-    return Keypair.create_from_seed("0x" + path.read_text().strip())
+    try:
+        return Keypair.create_from_seed(bytes.fromhex(path.read_text().strip()))
+    except ValueError as error:
+        raise ChainError(
+            f"{path} is not a hotkey (64 hex digits): restore it, or move it away to get a new one"
+        ) from error
