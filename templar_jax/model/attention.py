@@ -39,7 +39,12 @@ def resolve_attention(choice: str, platform: str, dtype: str) -> str:
 
 
 def attend(
-    q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, path: str, mesh: Mesh | None = None, heads: str | None = None
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    path: str,
+    mesh: Mesh | None = None,
+    heads: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H), causal) v -> [B, S, N, H] in the dtype of q; softmax in f32.
 

@@ -13,7 +13,7 @@ from flax import nnx
 from templar_jax.config import ModelConfig, RunConfig
 from templar_jax.model.attention import attend
 from templar_jax.model.layers import rms_norm, rope, rope_angles, swiglu
-from templar_jax.model.placement import Placement
+from templar_jax.model.placement import ALONE, Placement
 from templar_jax.sharding import table
 
 STACK = "layers/"
@@ -52,7 +52,7 @@ class Layer(nnx.Module):
 class Llama(nnx.Module):
     """The whole model. `model(tokens_BS) -> logits_BSV` (f32); `model.hidden(tokens_BS)` stops before the head."""
 
-    def __init__(self, params: dict[str, jax.Array], model: ModelConfig, place: Placement = Placement()) -> None:
+    def __init__(self, params: dict[str, jax.Array], model: ModelConfig, place: Placement = ALONE) -> None:
         self.model, self.place = model, place
         stacked = {name.removeprefix(STACK): value for name, value in params.items() if name.startswith(STACK)}
         self.layers = Layer(stacked, model, place)
@@ -60,11 +60,14 @@ class Llama(nnx.Module):
             if not name.startswith(STACK):
                 setattr(self, name, nnx.Param(value))
 
+    def _weight(self, name: str) -> jax.Array:
+        return self.place.weight(name, getattr(self, name)[...])
+
     def hidden(self, tokens_BS: jax.Array) -> jax.Array:
         """Final hidden states after the last norm, [B, S, D] in the compute dtype."""
         m, place = self.model, self.place
         angles = rope_angles(tokens_BS.shape[1], m.head_dim, m.rope_theta)
-        x_BSD = place.constrain(place.weight("embed", self.embed[...])[tokens_BS], "fsdp", None, None)
+        x_BSD = place.constrain(self._weight("embed")[tokens_BS], "fsdp", None, None)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_BSD, weights):
@@ -74,20 +77,20 @@ class Llama(nnx.Module):
             policy = jax.checkpoint_policies.nothing_saveable
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         x_BSD, _ = jax.lax.scan(layer, x_BSD, stacked)
-        return rms_norm(x_BSD, place.weight("norm", self.norm[...]), m.norm_eps)
+        return rms_norm(x_BSD, self._weight("norm"), m.norm_eps)
 
     def head_weight(self) -> jax.Array:
         """[D, V] in the compute dtype; the embedding transposed where it is tied."""
         if self.model.tied:
-            return self.place.weight("embed", self.embed[...]).T
-        return self.place.weight("head", self.head[...])
+            return self._weight("embed").T
+        return self._weight("head")
 
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
         logits_BSV = jnp.matmul(self.hidden(tokens_BS), self.head_weight(), preferred_element_type=jnp.float32)
         return self.place.constrain(logits_BSV, "fsdp", None, self.place.vocab)
 
 
-def from_params(run: RunConfig, params: dict[str, jax.Array], place: Placement = Placement()) -> Llama:
+def from_params(run: RunConfig, params: dict[str, jax.Array], place: Placement = ALONE) -> Llama:
     """The module over a flat parameter dict. Nothing is copied."""
     return Llama(params, run.model, place)
 

@@ -59,9 +59,13 @@ def token_nats(h_BSD: jax.Array, head_DV: jax.Array, tokens_BS: jax.Array, place
     return _join(jax.lax.map(lambda p: _chunk_nats(p[0], head_DV, p[1], p[2], place)[0], parts))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def sum_nats(h_BSD: jax.Array, head_DV: jax.Array, tokens_BS: jax.Array, place: Placement) -> jax.Array:
     """Sum of the nats of all B * (S - 1) targets, f32 scalar; differentiable in the hidden states and the head."""
+    return jnp.asarray(_sum_nats(h_BSD, head_DV, tokens_BS, place))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sum_nats(h_BSD: jax.Array, head_DV: jax.Array, tokens_BS: jax.Array, place: Placement) -> jax.Array:
     return token_nats(h_BSD, head_DV, tokens_BS, place).sum()
 
 
@@ -88,4 +92,4 @@ def _sum_nats_bwd(place, saved, g):
     return (d_h_BSD * g.astype(d_h_BSD.dtype), (d_head_DV * g).astype(d_h_BSD.dtype), None)
 
 
-sum_nats.defvjp(_sum_nats_fwd, _sum_nats_bwd)
+_sum_nats.defvjp(_sum_nats_fwd, _sum_nats_bwd)

@@ -44,6 +44,9 @@ class Placement:
         return value
 
 
+ALONE = Placement()  # one device, f32, plain attention
+
+
 def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placement:
     """The placement of `run`'s model on `mesh`.
 

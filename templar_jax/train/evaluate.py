@@ -17,7 +17,9 @@ from templar_jax.model.placement import batch_sharding, make_placement
 from templar_jax.train.state import Params
 
 
-def make_evaluate(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Callable[[Params, jax.Array | np.ndarray], jax.Array]:
+def make_evaluate(
+    run: RunConfig, compute: ComputeConfig, mesh: Mesh
+) -> Callable[[Params, jax.Array | np.ndarray], jax.Array]:
     """`evaluate(params, tokens_BS int32) -> losses_B`: nats summed over the S - 1 predicted positions, f32.
 
     Any number of sequences: rows are added up to a multiple of the axis fsdp and dropped again.

@@ -75,7 +75,9 @@ def make_inner(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Inner:
     """
     micro = compute.micro_batch or run.inner.batch
     if run.inner.batch % micro:
-        raise ConfigError(f"compute.micro_batch {micro} does not divide inner.batch {run.inner.batch}: choose a divisor")
+        raise ConfigError(
+            f"compute.micro_batch {micro} does not divide inner.batch {run.inner.batch}: choose a divisor"
+        )
     batch_sharding(mesh, micro, "compute.micro_batch" if compute.micro_batch else "inner.batch")
     tokens_at = batch_sharding(mesh, run.inner.batch, "inner.batch")
     place = make_placement(run, compute, mesh)
@@ -85,7 +87,7 @@ def make_inner(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Inner:
     def step(params, opt, tokens_BS, index):
         loss, grads = accumulated(run, place, micro, params, tokens_BS)
         grads = {name: jax.lax.with_sharding_constraint(grad, params_at[name]) for name, grad in grads.items()}
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         scale = jnp.minimum(1.0, run.inner.clip / (norm + 1e-6))
         directions, opt = optimizer.update(jax.tree.map(lambda g: g * scale, grads), opt, params)
         rate = learning_rate(run.inner, index)

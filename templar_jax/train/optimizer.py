@@ -27,7 +27,9 @@ def _muon(config: InnerConfig) -> optax.GradientTransformation:
     The factor 0.2 * sqrt(max(rows, columns)) gives the update the RMS that AdamW's has, so that one learning rate
     serves both (https://arxiv.org/abs/2502.16982).
     """
-    dims = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)  # a batch of matrices: dim 0 is the layer
+    dims = optax.contrib.MuonDimensionNumbers(
+        reduction_axis=1, output_axis=2
+    )  # a batch of matrices: dim 0 is the layer
 
     def scaled(updates, _params=None):
         return jax.tree.map(lambda u: u * (0.2 * max(u.shape[-2:]) ** 0.5), updates)
@@ -56,11 +58,11 @@ def make_optimizer(run: RunConfig) -> optax.GradientTransformation:
 def optimizer_shardings(run: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Shardings of the optimiser's state: moments as their parameters, counters on every device."""
     layout = shardings(run, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = {param.name: jax.ShapeDtypeStruct(param.shape, "float32") for param in table(run)}
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, shapes),
-        layout,
-        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-    )
+
+    def place(path: tuple, _leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return next((layout[name] for name in names if name in layout), everywhere)
+
+    return jax.tree.map_with_path(place, jax.eval_shape(optimizer.init, shapes))

@@ -59,8 +59,9 @@ def _init_param(param: Param, seed: int) -> jax.Array:
         return position
 
     counter = ravelled(0, param.stack), ravelled(param.stack, len(param.shape))
-    lanes = [part for word in threefry2x32(parameter_key(seed, param.name), counter) for part in (word & 0xFFFF, word >> 16)]
-    total = sum(lane.astype(jnp.int32) for lane in lanes) - LANE_SUM
+    x, y = threefry2x32(parameter_key(seed, param.name), counter)
+    lanes = [lane.astype(jnp.int32) for lane in (x & 0xFFFF, x >> 16, y & 0xFFFF, y >> 16)]
+    total = lanes[0] + lanes[1] + lanes[2] + lanes[3] - LANE_SUM
     return total.astype(jnp.float32) * np.float32(param.init_std / LANE_STD)
 
 

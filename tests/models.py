@@ -1,0 +1,49 @@
+"""Small runs and weights for the tests of model and train."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from templar_jax.config import InnerConfig, MeshConfig, ModelConfig, RunConfig
+from templar_jax.sharding import make_mesh, table
+from templar_jax.train.state import init_params
+
+SMALL = ModelConfig(vocab=256, dim=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=192)
+# Every dim divides over 8 devices in grains of 64, and heads over 2: really sharded on all the meshes of the tests.
+WIDE = ModelConfig(vocab=512, dim=512, layers=2, heads=8, kv_heads=2, head_dim=64, ffn_dim=512, tied=False)
+
+
+def small_run(model: ModelConfig = SMALL, **inner) -> RunConfig:
+    return RunConfig(name="test", model=model, inner=dataclasses.replace(InnerConfig(batch=8), **inner))
+
+
+def mesh_of(fsdp: int, tensor: int = 1):
+    return make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+
+
+def rough_params(run: RunConfig, mesh=None, seed: int = 0):
+    """theta_0 with norms that are not one, so that a norm weight used in the wrong place shows."""
+    params = init_params(run, mesh or mesh_of(1))
+    rng = np.random.default_rng(seed)
+    for param in table(run):
+        if param.init_std is None:
+            value = rng.uniform(0.5, 1.5, param.shape).astype(np.float32)
+            params[param.name] = jax.device_put(value, params[param.name].sharding)
+    return params
+
+
+def hf_weights(run: RunConfig, params) -> dict[str, np.ndarray]:
+    """The parameters under their Hugging Face names and orientation, by the table."""
+    out = {}
+    for param in table(run):
+        value = np.asarray(params[param.name])
+        for index in np.ndindex(value.shape[: param.stack]):
+            unit = value[index]
+            out[param.hf.format(*index)] = unit.T if param.hf_transposed else unit
+    return out
+
+
+def tokens(run: RunConfig, batch: int = 8, sequence: int = 64, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).integers(0, run.model.vocab, (batch, sequence), dtype=np.int32)

@@ -1,0 +1,87 @@
+"""Eight CPU devices compute what one does, and hold an eighth each."""
+
+import jax
+import numpy as np
+import pytest
+from models import WIDE, mesh_of, rough_params, small_run, tokens
+
+from templar_jax.config import ComputeConfig
+from templar_jax.model.placement import make_placement
+from templar_jax.sharding import table
+from templar_jax.train.evaluate import make_evaluate
+from templar_jax.train.inner import loss_and_grads, make_inner
+
+MESHES = [(8, 1), (4, 2)]
+
+
+def _grads(run, mesh, compute=None):
+    place = make_placement(run, compute or ComputeConfig(), mesh)
+    params = rough_params(run, mesh)
+    return jax.jit(lambda p, t: loss_and_grads(run, place, p, t))(params, tokens(run))
+
+
+@pytest.fixture(scope="module")
+def single():
+    return _grads(small_run(WIDE), mesh_of(1))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "compute",
+    [ComputeConfig(), ComputeConfig(attention="xla", remat="full", loss_chunk=16)],
+    ids=["blockwise", "xla-remat-chunks"],
+)
+def test_loss_and_gradients_equal_one_device(single, mesh, compute):
+    """Loss to 1e-6 relative; every gradient to 1e-5 of its parameter's largest."""
+    loss, grads = _grads(small_run(WIDE), mesh_of(*mesh), compute)
+    np.testing.assert_allclose(loss, single[0], rtol=1e-6)
+    for name, grad in grads.items():
+        want = np.asarray(single[1][name])
+        assert abs(np.asarray(grad) - want).max() < 1e-5 * abs(want).max(), name
+
+
+def test_remat_changes_nothing(single):
+    loss, grads = _grads(small_run(WIDE), mesh_of(1), ComputeConfig(remat="full"))
+    np.testing.assert_allclose(loss, single[0], rtol=1e-6)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(grad, single[1][name], atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_equals_one_device_and_stays_sharded(mesh, optimizer):
+    run = small_run(WIDE, optimizer=optimizer)
+    out = []
+    for devices in (mesh_of(1), mesh_of(*mesh)):
+        params = rough_params(run, devices)
+        inner = make_inner(run, ComputeConfig(), devices)
+        out.append(inner.step(params, inner.init(params), tokens(run), 100))
+    (one, _, want), (many, opt, got) = out
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for name, value in many.items():
+        error = abs(np.asarray(value) - np.asarray(one[name]))
+        assert np.quantile(error, 0.999) < 2e-6, name
+    # A device holds an eighth of every matrix, of its moments too; only norms and counters are copied.
+    matrices = sum(int(np.prod(param.shape)) * 4 for param in table(run) if param.init_std is not None)
+    vectors = sum(int(np.prod(param.shape)) * 4 for param in table(run) if param.init_std is None)
+
+    def held(tree) -> int:
+        return sum(leaf.addressable_shards[3].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    shards = {"embed", "head", "layers/q", "layers/o", "layers/gate", "layers/up", "layers/down"}
+    assert all(many[name].addressable_shards[0].data.size * 8 == many[name].size for name in shards)
+    assert held(many) <= matrices / 8 + matrices * 0.02 + vectors
+    moments = 1 if optimizer == "muon" else 2
+    assert held(opt) <= 2 * (matrices / 8 + matrices * 0.02 + vectors) + 64
+    assert held(opt) > moments * matrices / 8 * 0.9
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_evaluate_equals_one_device(mesh):
+    run = small_run(WIDE)
+    ids = tokens(run, batch=5)
+    one, many = (
+        make_evaluate(run, ComputeConfig(), devices)(rough_params(run, devices), ids)
+        for devices in (mesh_of(1), mesh_of(*mesh))
+    )
+    np.testing.assert_allclose(many, one, rtol=1e-5)
