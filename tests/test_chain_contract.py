@@ -324,9 +324,10 @@ def test_a_chain_that_nobody_watched_is_in_the_same_state(world):
                 await handle.set_stake(key(n).ss58_address, stake)
             for n, weights in enumerate([{2: 3, 3: 1}, {2: 1, 3: 1}]):
                 await handle.set_weights(key(n), weights)
+                await clock.sleep(8 * TEMPO * BLOCK)  # the second validator's bonds come later and catch up slowly
 
         await asyncio.gather(prepare(chain), prepare(unwatched))
-        blocks = [*range(TEMPO, 40 * TEMPO), *range(40 * TEMPO, 1000 * TEMPO, 7 * TEMPO)]
+        blocks = [*range(17 * TEMPO, 40 * TEMPO), *range(40 * TEMPO, 1000 * TEMPO, 7 * TEMPO)]
         watched = []
         for block in blocks:
             await until(other, clock, block)

@@ -97,16 +97,19 @@ def create(path: str | Path, network: str, rules: Rules, genesis: float, secret:
         draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with guarded(str(path)), closing(sqlite3.connect(draft, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                _fill(db, row)
-            os.link(draft, path)
+            try:
+                with guarded(str(path)), closing(sqlite3.connect(draft, isolation_level=None)) as db:
+                    db.execute("PRAGMA journal_mode = WAL")
+                    _fill(db, row)
+                os.link(draft, path)
+            finally:
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{draft}{suffix}").unlink(missing_ok=True)
         except FileExistsError:
-            pass
+            if not path.is_file():  # not the draft of another process, but something in the way
+                raise ChainError(f"cannot create the local chain {path}: something else lies there; move it") from None
         except OSError as error:
             raise ChainError(f"cannot create the local chain {path}: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
     ledger = open_file(path)
     if ledger.network != network:
         ledger.db.close()
@@ -179,6 +182,6 @@ def _explain(path: str, error: sqlite3.Error) -> str:
         return f"disk full at local chain {path}: free some space and start again; what was committed is safe"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"local chain {path} is not writable ({error}): check the owner and mode of the file and its folder"
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
         return f"{path} is not a readable local chain ({error}): restore it or start a new one elsewhere"
     return f"local chain {path} failed: {error}; check the disk and start again"
