@@ -168,7 +168,8 @@ def scalars(event: Event) -> tuple[int, dict[str, float]]:
     if isinstance(event, HeldOut):
         return event.window, {"global/heldout_bits_per_byte": event.bits_per_byte}
     if isinstance(event, WindowDone):
-        values = {f"window/{name}": getattr(event, name) for name in ("steps", "payload_bytes", "idle_share")}
+        names = ("steps", "payload_bytes", "idle_share")
+        values: dict[str, float] = {f"window/{name}": getattr(event, name) for name in names}
         values |= {f"seconds/{phase}": seconds for phase, seconds in event.phases.items()}
         return event.window, values | {"window/accepted": len(event.accepted), "window/refused": len(event.refused)}
     return 0, {}
