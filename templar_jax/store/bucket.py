@@ -4,8 +4,11 @@ Keys are relative, "/"-separated, of [A-Za-z0-9._/-] only. A put is atomic: a re
 new one, or none. Nobody trusts what a peer's bucket says of itself: readers bound sizes and check hashes.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
+
+from templar_jax.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Reader(Protocol):
         ...
 
     async def list(self, prefix: str, limit: int = 10_000) -> list[ObjectInfo]:
-        """Objects under `prefix`, ascending by key, at most `limit`."""
+        """Objects in the folder `prefix` ("" for all) and below, ascending by key, the first `limit` of them."""
         ...
 
 
@@ -37,3 +40,30 @@ class Bucket(Reader, Protocol):
     async def delete(self, keys: list[str]) -> None:
         """Missing keys are no error."""
         ...
+
+
+MAX_KEY = 512  # characters
+_KEY = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+
+
+def is_key(key: str) -> bool:
+    """True if `key` names an object: relative, no empty part, no "." or "..", no lock file of a writer."""
+    if len(key) > MAX_KEY or not _KEY.fullmatch(key) or key.endswith(".__lock"):
+        return False
+    return not any(part in (".", "..") for part in key.split("/"))
+
+
+def check_key(key: str) -> str:
+    """Returns `key`, or raises StoreError where it is none."""
+    if not is_key(key):
+        raise StoreError(
+            f"not an object key: {key[:80]!r}; use relative names of [A-Za-z0-9._/-] without '.' or '..' parts"
+        )
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Returns `prefix` ("" or a key, with or without a final "/"), or raises StoreError."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
