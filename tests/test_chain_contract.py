@@ -78,6 +78,7 @@ def test_hashes_exist_only_for_blocks_and_differ_by_block_and_network(world):
         strangers = [LocalChain.create(":memory:", "test", BLOCK, 0, 9, clock, seed=seed) for seed in (1, 1, 2, None)]
         first, same, second, drawn = [await stranger.block_hash(0) for stranger in strangers]
         assert first == same and len({first, second, drawn, hashes[0]}) == 4
+        assert first.hex()[:16] == "ab01c0d01ab54839", "block hashes changed: simulations with a seed no longer repeat"
 
     world(scenario)
 
@@ -129,6 +130,17 @@ def test_a_commitment_stands_in_the_block_after_the_call(world):
             assert [(c.block, c.index, c.hotkey, c.fields) for c in await handle.commitments(0, 6)] == expected
             assert [c.fields for c in await handle.commitments(6, 6)] == [(b"late",)]
             assert await handle.commitments(0, 4) == await handle.commitments(6, 5) == ()
+
+    world(scenario)
+
+
+def test_a_commitment_whose_caller_gave_up_still_stands(world):
+    async def scenario(chain, other, clock):
+        await chain.register(key(1))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(chain.commit(key(1), (b"x",)), BLOCK / 2)
+        await until(chain, clock, 2)
+        assert [c.fields for c in await other.commitments(2, 2)] == [(b"x",)]
 
     world(scenario)
 

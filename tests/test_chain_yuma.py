@@ -50,6 +50,16 @@ def test_bonds_move_by_a_tenth_each_epoch():
         assert bonds[0, 1] == pytest.approx(expected)
 
 
+def test_bonds_come_to_rest():
+    # The local chain skips epochs that change nothing: every average must reach a fixed point, also one that fades.
+    bonds = np.array([[0, 0.7], [0, 0]])
+    for weights in ([[0, 1], [0, 0]], [[0, 0], [0, 0]]):
+        for _ in range(250):
+            before, bonds = bonds, run([1, 0], weights, bonds).bonds_NN
+        np.testing.assert_array_equal(bonds, before)
+        np.testing.assert_allclose(bonds, weights, atol=1e-8)
+
+
 def test_early_bonds_earn_more():
     # Two equal validators agree today; the first has held the bond for longer: .9 * .5 + .1 = .55 against .1.
     bonds = np.zeros((3, 3))

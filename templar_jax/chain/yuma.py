@@ -12,6 +12,7 @@ import numpy as np
 
 KAPPA = 32767 / 65535  # majority: the chain's u16 for one half, just below it, so that exactly half the stake suffices
 ALPHA = 0.1  # share of this tempo in the moving average of bonds (bonds_moving_average = 900,000 of 1,000,000)
+RESOLUTION = 2.0**-32  # of a bond, as in the chain's fixed point
 PENALTY = 1.0  # 1: bonds come from clipped weights; 0: from the weights as they were set
 
 
@@ -61,6 +62,7 @@ def epoch(
 
     bought_NN = weights_NN + penalty * (clipped_NN - weights_NN)
     bonds_NN = np.clip((1.0 - alpha) * bonds_NN + alpha * bought_NN, 0.0, 1.0)
+    bonds_NN = np.floor(bonds_NN / RESOLUTION) * RESOLUTION  # so that an average comes to rest instead of fading for ever
     held_NN = _divide(bonds_NN, bonds_NN.sum(0, keepdims=True))
     dividends_N = normalized((held_NN * incentive_N).sum(1) * voting_N)
 
