@@ -110,7 +110,7 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
             return
     if node.network.block_seconds <= 0:
         yield f"node.network.block_seconds is {node.network.block_seconds}: set it above 0"
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", node.hotkey) or node.hotkey.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", node.hotkey) or node.hotkey.startswith("."):
         yield f'node.hotkey {node.hotkey!r} is a file name under home/wallet: use letters, digits, "_", "-" and "."'
     for sink in node.sinks:
         if sink not in SINKS:

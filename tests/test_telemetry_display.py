@@ -153,6 +153,8 @@ def test_summary(terminal, tmp_path):
     assert ("\x1b" in out.getvalue()) == terminal
     write_json(tmp_path / "out" / "figures.json", figures)
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
+    write_json(tmp_path / "figures.json", {"loss_last": float("nan"), "windows": 1})
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"loss_last": None, "windows": 1}
 
 
 def test_summary_of_nothing():

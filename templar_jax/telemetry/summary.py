@@ -1,6 +1,7 @@
 """The end of a run on one screen: a table on a terminal, plain lines elsewhere, and the same figures as JSON."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,12 +51,13 @@ def print_summary(console: Console, figures: Mapping[str, Any], files: Mapping[s
 
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes the figures as one JSON object; the file is there whole or not at all.
+    """Writes the figures as one JSON object (null for what is no number); the file is there whole or not at all.
 
     Raises:
       OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
+    figures = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in figures.items()}
     partial.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
