@@ -62,7 +62,7 @@ def epoch(
 
     bought_NN = weights_NN + penalty * (clipped_NN - weights_NN)
     bonds_NN = np.clip((1.0 - alpha) * bonds_NN + alpha * bought_NN, 0.0, 1.0)
-    bonds_NN = np.floor(bonds_NN / RESOLUTION) * RESOLUTION  # so that an average comes to rest instead of fading for ever
+    bonds_NN = np.floor(bonds_NN / RESOLUTION) * RESOLUTION  # an average comes to rest, never fades for ever
     held_NN = _divide(bonds_NN, bonds_NN.sum(0, keepdims=True))
     dividends_N = normalized((held_NN * incentive_N).sum(1) * voting_N)
 
