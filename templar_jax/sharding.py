@@ -86,7 +86,9 @@ def table(run: RunConfig) -> tuple[Param, ...]:
         Param("norm", (m.dim,), (None,), None, False, "model.norm.weight"),
     ]  # fmt: skip
     if not m.tied:
-        rows.append(Param("head", (m.dim, m.vocab), ("fsdp", "tensor"), std, True, "lm_head.weight", hf_transposed=True))
+        rows.append(
+            Param("head", (m.dim, m.vocab), ("fsdp", "tensor"), std, True, "lm_head.weight", hf_transposed=True)
+        )
     return tuple(rows)
 
 
