@@ -1,14 +1,19 @@
 """Every shipped configuration loads and has the size that its name says."""
 
 import dataclasses
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.config_check import fit_mesh, node_problems, run_problems, training_blocks
 from templar_jax.config_load import load, shipped
-from templar_jax.sharding import table
+from templar_jax.model.placement import make_placement
+from templar_jax.sharding import make_mesh, table
+from templar_jax.train.inner import accumulated
 
 PARAMETERS = {
     "nano": 102_720,
@@ -30,6 +35,19 @@ def test_shipped_configuration(name):
     assert run.name == name
     assert sum(math.prod(param.shape) for param in table(run)) == PARAMETERS[name]
     assert not [*run_problems(run), *node_problems(run, node)]
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_shipped_configuration_traces_on_its_mesh(name, devices):
+    """Loss and gradients of one inner batch, abstractly: shapes fit, nothing is allocated."""
+    run, node = load(name)
+    mesh = make_mesh(fit_mesh(run, node, len(devices)))
+    place = make_placement(run, node.compute, mesh)
+    micro = node.compute.micro_batch or run.inner.batch
+    params = {param.name: jax.ShapeDtypeStruct(param.shape, jnp.float32) for param in table(run)}
+    tokens_BS = jax.ShapeDtypeStruct((run.inner.batch, run.data.sequence), jnp.int32)
+    loss, grads = jax.eval_shape(functools.partial(accumulated, run, place, micro), params, tokens_BS)
+    assert loss.shape == () and grads == params
 
 
 def test_tiny_is_the_default_of_the_dataclasses():
