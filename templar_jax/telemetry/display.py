@@ -144,8 +144,8 @@ def _legend(view: View, columns: int) -> Text:
     text = Text()
     for phase in PHASES:
         text.append(f" {LOOK[phase][1]} ", style=_block_style(phase) if phase in shown else "grey50")
-        text.append(f"{phase}  ", style="" if phase in shown else "grey50")
-    if columns >= WIDE:
+        text.append(f"{phase} ", style="" if phase in shown else "grey50")
+    if columns >= 104:  # else it would not fit on the line
         text.append("D deadline K keys M manifest", style="grey50")
     return text
 
