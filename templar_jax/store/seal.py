@@ -1,6 +1,6 @@
 """Sealed objects: a contribution that nobody can read before its key is published, and nobody can change after.
 
-    header      157 bytes, clear: schema, run, window, uid, hotkey, inner steps, length and sha256 of the plaintext,
+    header      139 bytes, clear: schema, run, window, uid, hotkey, inner steps, length and sha256 of the plaintext,
                 sha256 of the key
     signature   64 bytes, sr25519 by the hotkey over the header
     ciphertext  AES-256-GCM in chunks of CHUNK bytes, each with its 16-byte tag; header as associated data

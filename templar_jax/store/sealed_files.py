@@ -44,6 +44,11 @@ def load_seal(folder: Path, window: int) -> tuple[bytes, bytes] | None:
     return bytes(body[:KEY_BYTES]), bytes(body[KEY_BYTES:])
 
 
+def newest_seal(folder: Path) -> int | None:
+    """The newest window that has a seal on disk, or None."""
+    return max((int(path.stem) for path in folder.glob("*.seal") if path.stem.isdigit()), default=None)
+
+
 def prune_seals(folder: Path, oldest_window: int) -> None:
     """Removes the seals of windows before `oldest_window`, and drafts of killed processes."""
     for path in folder.glob("*.seal*"):
