@@ -1,0 +1,225 @@
+"""Error feedback and compression: what a miner does to its pseudo-gradient before it sends it.
+
+    e  = (start - end) + decay * feedback
+    sent = decode(quantise(top-k of e))          tile by tile
+    feedback' = e - sent
+
+Everything runs where the shards lie, without collectives. With compress.dct the top-k is taken among each tile's
+cosine coefficients. An element of e that is not finite is forgotten: nothing is sent for it.
+
+DeMo (arXiv 2411.19870), SparseLoCo (arXiv 2508.15706).
+
+Letters: T tiles of a unit, N elements of a tile, k values kept of each.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from templar_jax.compress import dct, quantize, select
+from templar_jax.compress.exact import product
+from templar_jax.compress.packed import Packed
+from templar_jax.compress.tiles import Tiling, fold, groups, place, tilings, unfold
+from templar_jax.config import RunConfig
+from templar_jax.sharding import shardings, spec, table
+
+Params = dict[str, jax.Array]
+Arrays = list[jax.Array]
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """`init() -> feedback`: zeros, sharded like the parameters.
+    `update(feedback, start, end) -> (feedback, {name: Packed})`: donates `feedback`; `start` and `end` stay as they
+    are. The `Packed` arrays lie on the host (1/64 of the values, 3 bytes each), ready for the codec.
+    """
+
+    init: Callable[[], Params]
+    update: Callable[[Params, Params, Params], tuple[Params, dict[str, Packed]]]
+
+
+def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
+    """Builds the (init, update) pair of a run on a mesh. All devices of the mesh belong to this process."""
+    make_group = _make_sign1 if run.compress.quantizer == "sign1" else _make_v213
+    made = [(names, make_group(run, mesh, names)) for names in groups(run, mesh)]
+
+    def init() -> Params:
+        shapes = {param.name: param.shape for param in table(run)}
+        make = jax.jit(
+            lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
+            out_shardings=shardings(run, mesh),
+        )
+        zeros = make()
+        return {name: zeros[name] for name in shapes}
+
+    def update(feedback: Params, start: Params, end: Params) -> tuple[Params, dict[str, Packed]]:
+        left: Params = {}
+        packed: dict[str, Packed] = {}
+        for names, compress in made:
+            arrays = [[params[name] for name in names] for params in (feedback, start, end)]
+            new, sent = compress(*arrays)
+            left.update(zip(names, new, strict=True))
+            packed.update(zip(names, sent, strict=True))
+        return left, packed
+
+    return Compressor(init, update)
+
+
+def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    """One executable: everything, on every shard by itself."""
+    cut, chunk = [tilings(run)[name] for name in names], _chunk(mesh)
+    whole, none = [spec(tiling.param, mesh) for tiling in cut], PartitionSpec()
+
+    def on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
+        totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
+        domain = [_into_domain(run, *item, zero) for item in zip(cut, totals, strict=True)]
+        left, indices, all_codes, all_scales = ([None] * len(cut) for _ in range(4))
+        for positions, offsets, values in keep(cut, domain, chunk):
+            tiling = cut[positions[0]]
+            codes, scales = quantize.sign1(values, tiling.size)
+            sent = quantize.sign1_decode(codes, scales, tiling.size)
+            units = [totals[position] for position in positions]
+            rows = [select.split_rows(x, units, tiling.sides) for x in (offsets, codes, scales[:, None], values, sent)]
+            for position, offset, code, scale, value, decoded in zip(positions, *rows, strict=True):
+                left[position] = _subtract(run, cut[position], totals[position], offset, value, decoded, zero)
+                indices[position] = offset.astype(jnp.uint16)
+                all_codes[position], all_scales[position] = code, scale[..., 0]
+        return left, indices, all_codes, all_scales
+
+    compress = jax.jit(
+        jax.shard_map(
+            on_shard,
+            mesh=mesh,
+            in_specs=(whole, whole, whole, none, none),
+            out_specs=(whole, whole, whole, whole),  # tiles lie where their elements lie
+            check_vma=False,
+        ),
+        donate_argnums=0,
+    )
+
+    def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
+        left, *columns = compress(feedback, start, end, decay(run), np.uint32(0))
+        rows = zip(cut, *jax.device_get(columns), strict=True)
+        return left, [Packed(*(unfold(tiling, array) for array in arrays)) for tiling, *arrays in rows]
+
+    return run_group
+
+
+def _make_v213(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    """Two executables, and between them the host: the quantiser's statistics span a unit, whatever its sharding."""
+    cut, chunk = [tilings(run)[name] for name in names], _chunk(mesh)
+    whole, none = [spec(tiling.param, mesh) for tiling in cut], PartitionSpec()
+
+    def select_on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
+        totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
+        domain = [_into_domain(run, *item, zero) for item in zip(cut, totals, strict=True)]
+        all_offsets, all_values = [None] * len(cut), [None] * len(cut)
+        for positions, offsets, values in keep(cut, domain, chunk):
+            units, sides = [totals[position] for position in positions], cut[positions[0]].sides
+            rows = [select.split_rows(x, units, sides) for x in (offsets, values)]
+            for position, offset, value in zip(positions, *rows, strict=True):
+                all_offsets[position], all_values[position] = offset, value
+        return totals, all_offsets, all_values
+
+    def subtract_on_shard(totals: Arrays, offsets: Arrays, values: Arrays, sent: Arrays, zero: jax.Array):
+        rows = zip(cut, totals, offsets, values, sent, strict=True)
+        return [_subtract(run, *row, zero) for row in rows]
+
+    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    choose = jax.jit(
+        mapped(select_on_shard, in_specs=(whole, whole, whole, none, none), out_specs=(whole, whole, whole)),
+        donate_argnums=0,
+    )
+    subtract = jax.jit(
+        mapped(subtract_on_shard, in_specs=(whole, whole, whole, whole, none), out_specs=whole), donate_argnums=0
+    )
+
+    def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
+        totals, offsets, values = choose(feedback, start, end, decay(run), np.uint32(0))
+        rows = zip(cut, *jax.device_get((offsets, values)), strict=True)
+        packed = [_v213_packed(*row) for row in rows]
+        sent = [
+            jax.device_put(fold(tiling, _v213_decoded(tiling, one)), value.sharding)
+            for tiling, one, value in zip(cut, packed, values, strict=True)
+        ]
+        return subtract(totals, offsets, values, sent, np.uint32(0)), packed
+
+    return run_group
+
+
+def decay(run: RunConfig) -> np.float32:
+    """The error feedback's decay as the f32 that multiplies it."""
+    return np.float32(run.compress.feedback_decay)
+
+
+def _chunk(mesh: Mesh) -> int:
+    """Tiles searched at once: on a CPU few enough for its cache (measured: docs/decisions.md)."""
+    return 64 if mesh.devices.flat[0].platform == "cpu" else 2**14
+
+
+def _v213_packed(tiling: Tiling, offsets: np.ndarray, values: np.ndarray) -> Packed:
+    offsets, values = unfold(tiling, offsets), unfold(tiling, values)
+    units = [quantize.v213(unit) for unit in values.reshape(-1, tiling.tiles, tiling.k)]
+    codes = np.stack([codes for codes, _ in units]).reshape(values.shape)
+    tables = np.stack([unit_table for _, unit_table in units]).reshape(*values.shape[: tiling.param.stack], 4)
+    return Packed(offsets.astype(np.uint16), codes, tables)
+
+
+def _v213_decoded(tiling: Tiling, packed: Packed) -> np.ndarray:
+    """f32 [*stack, T, k]"""
+    codes = np.asarray(packed.codes).reshape(tiling.param.units, -1).astype(np.intp)
+    unit_tables = np.asarray(packed.scales).reshape(-1, 4)
+    return np.take_along_axis(unit_tables, codes, -1).reshape(tiling.packed_shape)
+
+
+def pending(feedback: jax.Array, start: jax.Array, end: jax.Array, decay: jax.Array, zero: jax.Array) -> jax.Array:
+    """e = (start - end) + decay * feedback, each operation rounded by itself; what is not finite becomes 0."""
+    total = (start - end) + product(decay, feedback, zero)
+    return jnp.where(jnp.isfinite(total), total, 0)
+
+
+def keep(cut: list[Tiling], arrays: Arrays, chunk: int) -> list[tuple[list[int], jax.Array, jax.Array]]:
+    """The top-k of every tile of a shard's parameters, those that are cut alike together.
+
+    Args:
+      cut: how each parameter is cut.
+      arrays: f32 [*stack, *unit] of each parameter.
+      chunk: tiles searched at once.
+
+    Returns:
+      Per way of cutting: the positions in `cut`, offsets int32 [tiles, k], values f32 [tiles, k].
+    """
+    alike: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for position, tiling in enumerate(cut):
+        alike.setdefault((tiling.sides, tiling.k), []).append(position)
+    kept = []
+    for (sides, k), positions in alike.items():
+        units = [arrays[position] for position in positions]
+        offsets = select.top_k(units, sides, k, chunk)
+        values = [
+            unit[place(sides, chosen, unit.ndim - len(sides))].reshape(-1, k)
+            for unit, chosen in zip(units, select.split_rows(offsets, units, sides), strict=True)
+        ]
+        kept.append((positions, offsets, jnp.concatenate(values)))
+    return kept
+
+
+def _into_domain(run: RunConfig, tiling: Tiling, x: jax.Array, zero: jax.Array) -> jax.Array:
+    """What the top-k is taken of: the elements themselves, or the tiles' cosine coefficients."""
+    return dct.transform(x, tiling.sides, tiling.param.stack, False, zero) if run.compress.dct else x
+
+
+def _subtract(
+    run: RunConfig, tiling: Tiling, total: jax.Array, offsets: jax.Array, values: jax.Array, sent: jax.Array, zero
+) -> jax.Array:
+    """feedback' = e - sent, on one shard."""
+    where = place(tiling.sides, offsets, tiling.param.stack)
+    if not run.compress.dct:
+        return total.at[where].set(values - sent, unique_indices=True, mode="promise_in_bounds")
+    coefficients = jnp.zeros_like(total).at[where].set(sent, unique_indices=True, mode="promise_in_bounds")
+    return total - dct.transform(coefficients, tiling.sides, tiling.param.stack, True, zero)
