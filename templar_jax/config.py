@@ -157,7 +157,7 @@ class NodeConfig:
     """What one machine decides for itself; never hashed."""
 
     home: str = ".templar"
-    hotkey: str = "miner"  # name of the hotkey under home/wallet, created on first use
+    hotkey: str = ""  # name under home/wallet, created on first use; empty: the first of miner-0, miner-1, ... not running
     data: str = ""  # prepared pages; empty: the standard library's source, prepared under home
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

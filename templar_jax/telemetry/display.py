@@ -24,6 +24,7 @@ LOOK = {
     "lead": ("bright_yellow", "L"),
     "wait": ("grey50", "."),
     "apply": ("bright_cyan", "A"),
+    "checkpoint": ("bright_magenta", "K"),
 }
 WIDE = 90  # columns from which on everything stands side by side
 SPARKS = "▁▂▃▄▅▆▇█"

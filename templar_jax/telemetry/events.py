@@ -7,7 +7,7 @@ UTF-8 byte for held-out text. Field names are the keys of the JSONL file, so a c
 from dataclasses import dataclass
 
 # In the order of the timetable. "lead" is closing a window as its leader.
-PHASES = ("train", "compress", "seal", "commit", "reveal", "lead", "wait", "apply")
+PHASES = ("train", "compress", "seal", "commit", "reveal", "lead", "wait", "apply", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class NodeStarted:
     marks: tuple[tuple[str, int], ...]  # offsets in blocks within a window, e.g. (("D", 28), ("K", 31), ("M", 33))
     block_seconds: float
     restarts: int = 0  # of this home before this start
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The hotkey has a place on the subnet."""
+
+    uid: int
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,7 @@ class NodeStopped:
 
 Event = (
     NodeStarted
+    | Registered
     | Noted
     | PhaseStarted
     | PhaseEnded

@@ -10,6 +10,7 @@ from templar_jax.telemetry.events import (
     NodeStarted,
     NodeStopped,
     Noted,
+    Registered,
     Revealed,
     Sealed,
     StepDone,
@@ -70,6 +71,8 @@ def line(event: Event) -> str | None:
                 f"run {event.run} ({event.run_id[:8]}): {count(event.parameters)} parameters on {event.devices}, "
                 f"hotkey {event.hotkey}{again}"
             )
+        case Registered():
+            return f"registered as uid {event.uid}"
         case Noted():
             return printable(event.text)
         case StepDone():

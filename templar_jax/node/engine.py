@@ -1,0 +1,86 @@
+"""Every device function of a run on one mesh, built once and compiled before the first window."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from templar_jax.compress.feedback import Compressor, make_compressor
+from templar_jax.compress.root import make_root
+from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.train.evaluate import make_evaluate
+from templar_jax.train.inner import Inner, make_inner
+from templar_jax.train.outer import Outer, make_outer
+from templar_jax.train.state import init_params
+
+Params = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Pure functions on device arrays; see the rooms model, train and compress."""
+
+    run: RunConfig
+    mesh: Mesh
+    inner: Inner
+    compressor: Compressor
+    outer: Outer
+    root: Any  # Params -> 32 bytes
+    evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
+
+    def theta_0(self) -> Params:
+        return init_params(self.run, self.mesh)
+
+
+@lru_cache(maxsize=4)
+def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
+    """The engine of a run; nodes that share a process share it (and its executables)."""
+    return Engine(
+        run=run,
+        mesh=mesh,
+        inner=make_inner(run, compute, mesh),
+        compressor=make_compressor(run, mesh),
+        outer=make_outer(run, mesh),
+        root=make_root(run, mesh),
+        evaluate=make_evaluate(run, compute, mesh),
+    )
+
+
+def copy(params: Params) -> Params:
+    """A second copy with the same shardings, for functions that donate their input."""
+    return jax.tree.map(lambda x: x.copy(), params)
+
+
+def warm(engine: Engine, eval_sequences: int) -> None:
+    """Runs every executable that a window runs, once, so that no window waits for a compiler."""
+    run = engine.run
+    start = engine.theta_0()
+    params, opt = copy(start), engine.inner.init(start)
+    batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
+    for step in range(2):  # the second takes the first's outputs, whose layouts may differ from init's
+        params, opt, metrics = engine.inner.step(params, opt, batch, step)
+    float(metrics.loss)
+    feedback = engine.compressor.init()
+    for _ in range(2):
+        feedback, packed = engine.compressor.update(feedback, start, params)
+    theta, momentum = start, engine.outer.init()
+    for _ in range(2):
+        theta, momentum = engine.outer.apply(theta, momentum, {0: packed, 1: packed})
+    engine.root(theta)
+    if eval_sequences:
+        heldout_nats(engine, theta, np.zeros((eval_sequences, run.data.sequence), np.int32))
+
+
+def heldout_nats(engine: Engine, params: Params, tokens_NS: np.ndarray) -> float:
+    """Sum of nats over all predicted positions of N sequences, in batches of the inner batch size.
+
+    N is rounded down to a multiple of the batch (one shape, one executable).
+    """
+    size = engine.run.inner.batch
+    total = 0.0
+    for first in range(0, len(tokens_NS) - size + 1, size):
+        total += float(np.asarray(engine.evaluate(params, tokens_NS[first : first + size]), np.float64).sum())
+    return total

@@ -1,0 +1,85 @@
+"""Which commitments count: pure functions over what stands on the chain.
+
+Every node comes to the same answer because it asks only about finalised blocks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from templar_jax.chain.messages import ManifestMessage, SealMessage, parse_commitment
+from templar_jax.chain.port import Commitment, Metagraph, Neuron
+from templar_jax.node.timetable import Timetable
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A hotkey's sealed object of one window, as the chain notarised it on time."""
+
+    uid: int
+    hotkey: str
+    locator: str
+    sealed_sha256: bytes
+    block: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A manifest that a leader committed inside its own slot."""
+
+    rank: int
+    uid: int
+    hotkey: str
+    locator: str
+    message: ManifestMessage
+    block: int
+
+
+def claims(commitments: Iterable[Commitment], metagraph: Metagraph, timetable: Timetable) -> tuple[Claim, ...]:
+    """The latest seal commitment <= D(w) of every hotkey registered at the seed block, ascending by uid.
+
+    Args:
+      commitments: of the blocks from the window's seed block to D(w), in chain order.
+      metagraph: as of the window's seed block: it gave out the slots.
+    """
+    neurons = {neuron.hotkey: neuron for neuron in metagraph.neurons}
+    latest: dict[int, Claim] = {}
+    for commitment in commitments:
+        neuron = neurons.get(commitment.hotkey)
+        parsed = parse_commitment(commitment.fields)
+        if neuron is None or parsed is None or commitment.block > timetable.deadline:
+            continue
+        if isinstance(parsed.message, SealMessage) and parsed.message.window == timetable.window:
+            sealed = parsed.message.sealed_sha256
+            latest[neuron.uid] = Claim(neuron.uid, neuron.hotkey, parsed.locator, sealed, commitment.block)
+    return tuple(latest[uid] for uid in sorted(latest))
+
+
+def leaders(metagraph: Metagraph, window_claims: Iterable[Claim], count: int) -> tuple[Neuron, ...]:
+    """The leaders of a window by rank: stake at D(w) descending, uid ascending.
+
+    Where no neuron has a permit (a local network without a validator) those lead who sealed something for
+    this window: they are alive, and the chain says so to everybody.
+    """
+    permitted = [neuron for neuron in metagraph.neurons if neuron.permit]
+    if not permitted:
+        alive = {claim.hotkey for claim in window_claims}
+        permitted = [neuron for neuron in metagraph.neurons if neuron.hotkey in alive]
+    return tuple(sorted(permitted, key=lambda neuron: (-neuron.stake, neuron.uid))[:count])
+
+
+def candidates(
+    commitments: Iterable[Commitment], ranked: tuple[Neuron, ...], timetable: Timetable
+) -> tuple[Candidate, ...]:
+    """Manifests committed by a leader inside its own slot, in chain order. The first valid one is canonical."""
+    rank_of = {neuron.hotkey: rank for rank, neuron in enumerate(ranked)}
+    found = []
+    for commitment in commitments:
+        rank = rank_of.get(commitment.hotkey)
+        parsed = parse_commitment(commitment.fields)
+        if rank is None or parsed is None or not isinstance(parsed.message, ManifestMessage):
+            continue
+        first, end = timetable.leader_slot(rank)
+        if first <= commitment.block < end and parsed.message.window == timetable.window:
+            neuron = ranked[rank]
+            found.append(Candidate(rank, neuron.uid, neuron.hotkey, parsed.locator, parsed.message, commitment.block))
+    return tuple(found)

@@ -1,0 +1,156 @@
+"""Opens everything that a node of this machine stands on: devices, pages, engine, chain, bucket, checkpoints."""
+
+import asyncio
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from templar_jax.chain.keys import load_or_create
+from templar_jax.chain.local import LocalChain
+from templar_jax.clock import WallClock
+from templar_jax.config import NodeConfig, RunConfig
+from templar_jax.config_check import check_data, fit_mesh
+from templar_jax.data.pages import Pages, open_pages
+from templar_jax.data.prepare import prepare, standard_library
+from templar_jax.errors import ConfigError, DataError
+from templar_jax.node import engine as engines
+from templar_jax.node.engine import Engine
+from templar_jax.node.home import Home
+from templar_jax.node.seals import DiskSeals
+from templar_jax.node.world import World
+from templar_jax.sharding import make_mesh, table
+from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
+from templar_jax.store.disk import make_folder
+from templar_jax.store.open import file_locator, open_bucket, open_reader
+from templar_jax.telemetry.events import Event, NodeStarted
+from templar_jax.train.compiles import enable_compile_cache
+
+WINDOWS_PER_TEMPO = 4  # of a local chain: two commitments a window fit a hotkey's space in a tempo
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is open before the network is: the run with its data pinned, pages, engine."""
+
+    run: RunConfig
+    config: NodeConfig
+    pages: Pages
+    engine: Engine
+
+
+def set_up_devices(config: NodeConfig) -> None:
+    """As many CPU devices as cores (or as configured), before JAX looks at them."""
+    count = config.mesh.cpu_devices or len(os.sched_getaffinity(0))
+    jax.config.update("jax_num_cpu_devices", count)
+    enable_compile_cache(Path(config.home).absolute() / "jax")
+
+
+def pin_data(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) -> tuple[RunConfig, Pages]:
+    """The pages, and the run with their manifest hash in it. Prepares the default corpus on first use.
+
+    Raises:
+      DataError: no pages at `config.data`, or others than the run pins. ConfigError: too few pages for the run.
+    """
+    folder = Path(config.data) if config.data else _default_pages(run, config, note)
+    pages = open_pages(folder)
+    found, wanted = pages.manifest_hash, run.data.manifest
+    if wanted and wanted != found:
+        raise DataError(f"{folder} has manifest {found[:16]}, the run pins {wanted[:16]}: point node.data to its pages")
+    for name, here, there in (
+        ("sequence", pages.manifest.sequence, run.data.sequence),
+        ("page", pages.manifest.page, run.data.page),
+    ):
+        if here != there:
+            raise ConfigError(f"{folder} was prepared with {name} {here}, the run has data.{name} {there}: set it so")
+    if pages.manifest.vocab > run.model.vocab:
+        raise ConfigError(
+            f"the tokenizer has {pages.manifest.vocab} tokens, model.vocab is {run.model.vocab}: raise it"
+        )
+    check_data(run, pages.manifest.n_pages)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=found)), pages
+
+
+def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) -> Path:
+    folder = Path(config.home).absolute() / "data" / f"stdlib-s{run.data.sequence}-p{run.data.page}"
+    if run.data.tokenizer != "bytes":
+        raise ConfigError(f'tokenizer "{run.data.tokenizer}" needs pages: prepare them and set node.data')
+    if not (folder / "manifest.json").exists():  # once made it stays: a newer Python's library would be another run
+        note(f"no data named: preparing the Python standard library's source in {folder} (once)")
+        prepare(standard_library(), folder, tokenizer="bytes", sequence=run.data.sequence, page=run.data.page)
+    return folder
+
+
+def open_machine(run: RunConfig, config: NodeConfig, pages: Pages, note: Callable[[str], None]) -> Machine:
+    """Builds the engine and compiles everything that a window runs."""
+    mesh = make_mesh(fit_mesh(run, config, jax.local_device_count()))
+    engine = engines.build(run, config.compute, mesh)
+    started = time.monotonic()
+    note(f"compiling for {mesh.size} {jax.devices()[0].platform} devices, attention {engine.inner.placement.attention}")
+    engines.warm(engine, config.eval_sequences)
+    note(f"compiled in {time.monotonic() - started:.0f} s")
+    return Machine(run, config, pages, engine)
+
+
+def open_chain(run: RunConfig, config: NodeConfig, home: Home) -> LocalChain:
+    """The run's local chain; the first node to open it creates it, and block 0 is then. ChainError, ConfigError."""
+    if config.network.chain != "local":
+        raise ConfigError(f'network.chain "{config.network.chain}": only "local" exists so far')
+    return LocalChain.create(
+        home.network / "chain.db",
+        f"local-{run.run_id[:8]}",
+        config.network.block_seconds,
+        config.network.finality,
+        WINDOWS_PER_TEMPO * run.window.blocks,
+        WallClock(),
+    )
+
+
+def position(chain: LocalChain) -> Callable[[], float]:
+    """The chain's position now in fractions of blocks, for a display: arithmetic, no access to the chain."""
+    genesis = asyncio.run(chain.eta(0))
+    return lambda: (time.time() - genesis) / chain.block_seconds
+
+
+def open_world(
+    machine: Machine, home: Home, chain: LocalChain, emit: Callable[[Event], None], stop: asyncio.Event
+) -> World:
+    """The ports of a node on the local network. Raises ConfigError, StoreError with the next step."""
+    config = machine.config
+    for folder in ("bucket", "checkpoints", "seals"):
+        make_folder(home.node / folder)
+    return World(
+        chain=chain,
+        clock=WallClock(),
+        key=load_or_create(home.wallet),
+        bucket=open_bucket(config.network.bucket or file_locator(home.node / "bucket")),
+        open_reader=lambda locator: open_reader(locator, local=True),
+        checkpoints=OrbaxCheckpoints(home.node / "checkpoints", keep=config.checkpoint_keep),
+        seals=DiskSeals(home.node / "seals"),
+        emit=emit,
+        stop=stop,
+    )
+
+
+def started_event(machine: Machine, hotkey: str, restarts: int) -> NodeStarted:
+    """Who runs what on what."""
+    run, window = machine.run, machine.run.window
+    devices = machine.engine.mesh.devices.ravel()
+    return NodeStarted(
+        run=run.name,
+        run_id=run.run_id,
+        hotkey=hotkey,
+        parameters=sum(math.prod(param.shape) for param in table(run)),
+        devices=f"{devices.size} {devices[0].platform}",
+        tokens_per_step=run.inner.batch * run.data.sequence,
+        steps=run.inner.steps,
+        window_blocks=window.blocks,
+        marks=(("D", window.deadline), ("K", window.keys), ("M", window.manifest)),
+        block_seconds=machine.config.network.block_seconds,
+        restarts=restarts,
+    )
