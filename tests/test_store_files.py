@@ -29,6 +29,12 @@ def test_leftovers_of_a_killed_writer_are_not_objects(tmp_path):
         assert [item.key for item in await bucket.list("")] == ["w/1"]
         await bucket.put("w/2", b"y")  # a stale lock does not block
         assert [item.key for item in await bucket.list("")] == ["w/1", "w/2"]
+        old, new = tmp_path / "b/w/4.__lock", tmp_path / "b/w/5.__lock"
+        for leftover in (old, new):
+            leftover.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        bucket_at(tmp_path / "b")  # sweeps what is nobody's any more
+        assert not old.exists() and new.exists()
 
     asyncio.run(body())
 

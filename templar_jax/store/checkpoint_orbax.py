@@ -51,14 +51,21 @@ class OrbaxCheckpoints:
         self.keep = max(2, keep)  # one to fall back to
         self.part_bytes = part_bytes
         make_folder(self.root)
+        for draft in [*self.root.glob("*.orbax-checkpoint-tmp*"), *self.root.glob("fetched-*")]:
+            shutil.rmtree(draft, ignore_errors=True)  # of a killed process
         self._checkpointer = _make_checkpointer()
+        self._lock = threading.RLock()  # publishing reads on one thread while the node may save on another
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def save(self, meta: Meta, public: Params, private: Any, extra: dict[str, Any]) -> None:
+        with self._lock:
+            self.wait()
+            self._start(meta, public, private, extra)
+
+    def _start(self, meta: Meta, public: Params, private: Any, extra: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        self.wait()
         step = max(self._steps(), default=0) + 1
         record = {
             "run_id": meta.run_id,
@@ -97,12 +104,13 @@ class OrbaxCheckpoints:
             self._failure = error
 
     def wait(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(SAVE_TIMEOUT)
-            if thread.is_alive():
-                raise CheckpointError(f"a checkpoint in {self.root} was not written within {SAVE_TIMEOUT:.0f} s")
-        failure, self._failure = self._failure, None
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.join(SAVE_TIMEOUT)
+                if thread.is_alive():
+                    raise CheckpointError(f"a checkpoint in {self.root} was not written within {SAVE_TIMEOUT:.0f} s")
+            failure, self._failure = self._failure, None
         if failure is not None:
             raise self._explained(failure) from failure
 
@@ -154,7 +162,12 @@ class OrbaxCheckpoints:
     async def publish(self, bucket: Bucket) -> tuple[int, bytes]:
         """Holds the public part in host memory meanwhile."""
 
-        def load() -> tuple[Meta, dict[str, np.ndarray]]:
+        meta, arrays = await asyncio.to_thread(self._newest_public)
+        folder, layout = checkpoint_folder(meta.window), layout_of(arrays)
+        return meta.window, await snapshot.publish(bucket, folder, meta, layout, arrays.__getitem__, self.part_bytes)
+
+    def _newest_public(self) -> tuple[Meta, dict[str, np.ndarray]]:
+        with self._lock:
             self.wait()
             for step in reversed(self._steps()):
                 try:
@@ -162,11 +175,7 @@ class OrbaxCheckpoints:
                 except CheckpointError:
                     continue
                 return self._load_public(step)
-            raise CheckpointError("there is no checkpoint to publish yet")
-
-        meta, arrays = await asyncio.to_thread(load)
-        folder, layout = checkpoint_folder(meta.window), layout_of(arrays)
-        return meta.window, await snapshot.publish(bucket, folder, meta, layout, arrays.__getitem__, self.part_bytes)
+        raise CheckpointError("there is no checkpoint to publish yet")
 
     def _load_public(self, step: int) -> tuple[Meta, dict[str, np.ndarray]]:
         import orbax.checkpoint as ocp

@@ -5,8 +5,10 @@ unfinished drafts behind; neither is a key, so neither is listed or read.
 """
 
 import asyncio
+import contextlib
 import os
 import stat
+import time
 from pathlib import Path
 
 import tensorstore as ts
@@ -17,6 +19,7 @@ from templar_jax.errors import NotFound, StoreError
 from templar_jax.store.bucket import ObjectInfo, check_key, check_prefix, is_key
 from templar_jax.store.disk import explain, make_folder
 
+LEFTOVER_SECONDS = 3600.0  # age from which a writer's lock file is nobody's
 PUT_TIMEOUT = 60.0  # seconds for a put, plus
 PUT_BYTES_PER_SECOND = 2**20  # the slowest disk or link that is waited for
 
@@ -27,8 +30,8 @@ def put_timeout(size: int) -> float:
 
 
 def first_line(error: BaseException) -> str:
-    """Libraries append debug dumps; users see the first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Libraries append debug dumps; users see the beginning of the first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class FilesReader:
@@ -88,6 +91,7 @@ class FilesBucket(FilesReader):
     def __init__(self, root: Path, locator: str) -> None:
         super().__init__(root, locator)
         make_folder(root)
+        _sweep(root)
         self._writer: ts.KvStore | None = None
 
     async def _kvstore(self) -> ts.KvStore:
@@ -119,6 +123,14 @@ class FilesBucket(FilesReader):
                 continue
             except (OSError, BaseError) as error:
                 raise StoreError(f"cannot delete {self.root / key}: {first_line(error)}") from error
+
+
+def _sweep(root: Path) -> None:
+    """Removes what killed writers left, parts of up to gigabytes; not what another process may be writing now."""
+    for path in root.rglob("*.__lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _os_error(error: ValueError) -> OSError:
