@@ -40,11 +40,13 @@ class Outer:
       changes, the momentum neither. `donate=True` gives up the arguments' buffers.
     trial(params, contribution, clip factors, scale) -> params as they would be after `scale` times the outer learning
       rate times one contribution alone, clipped by the factors that `aggregate.clip_factors` gave it among its peers.
+    dense(contribution) -> the decoded pseudo-gradient itself, unclipped, as large as the parameters.
     """
 
     init: Callable[[], Params]
     apply: Callable[..., tuple[Params, Params]]
     trial: Callable[[Params, Contribution, dict[str, np.ndarray], float], Params]
+    dense: Callable[[Contribution], Params]
 
 
 def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
@@ -87,7 +89,15 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
             new_params.update(zip(group.names, ours, strict=True))
         return new_params
 
-    return Outer(init, apply, trial)
+    def dense(contribution: Contribution) -> Params:
+        unclipped = {name: np.ones(tiling.param.units) for name, tiling in tilings(run).items()}
+        tables = aggregate.value_tables(run, contribution, unclipped, 1.0)
+        decoded: Params = {}
+        for group in made:
+            decoded.update(zip(group.names, group.elements(group.sum([(contribution, tables)])[0]), strict=True))
+        return decoded
+
+    return Outer(init, apply, trial, dense)
 
 
 def _zeros(run: RunConfig, mesh: Mesh) -> Params:
@@ -123,6 +133,7 @@ class _Group:
             donate_argnums=(0, 1),
         )
         self.subtract = jax.jit(mapped(self._subtract_on_shard, (specs, specs, none), specs), donate_argnums=1)
+        self._transform = jax.jit(mapped(self._transform_on_shard, (specs, none), specs), donate_argnums=0)
         step = mapped(self._step_on_shard, (specs, moving, specs, senders, none, none), (specs, moving))
         self._step = jax.jit(step, donate_argnums=2)
         self._step_in_place = jax.jit(step, donate_argnums=(0, 1, 2))
@@ -163,10 +174,17 @@ class _Group:
                 counted.append(aggregate.add(senders[at], tiling, offsets, sent))
         return new, counted
 
+    def elements(self, totals: Arrays) -> Arrays:
+        """Sums as elements of the parameters: the inverse cosine transform, where the run uses it."""
+        return self._transform(totals, np.uint32(0)) if self.run.compress.dct else totals
+
     def _into_elements(self, tiling: Tiling, total: jax.Array, zero: jax.Array) -> jax.Array:
         if not self.run.compress.dct:
             return total
         return dct.transform(total, tiling.sides, tiling.param.stack, True, zero)
+
+    def _transform_on_shard(self, totals: Arrays, zero: jax.Array) -> Arrays:
+        return [self._into_elements(tiling, total, zero) for tiling, total in zip(self.cut, totals, strict=True)]
 
     def _subtract_on_shard(self, params: Arrays, totals: Arrays, zero: jax.Array) -> Arrays:
         rows = zip(self.cut, params, totals, strict=True)
