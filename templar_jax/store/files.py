@@ -135,7 +135,5 @@ def _sweep(root: Path) -> None:
 
 def _os_error(error: ValueError) -> OSError:
     """The operating system's error inside tensorstore's message."""
-    text = first_line(error)
-    _, found, code = text.partition("os_error_code='")
-    number = code.partition("'")[0]
-    return OSError(int(number), os.strerror(int(number))) if found and number.isdigit() else OSError(text)
+    number = str(error).partition("os_error_code='")[2].partition("'")[0]
+    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(first_line(error))
