@@ -8,6 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@jax.custom_vjp
+def linear(x_BSI: jax.Array, w_IO: jax.Array) -> jax.Array:
+    """x @ w. The backward pass is written out because XLA on CPU has only row-major matmuls.
+
+    The gradient of w contracts over tokens, so one operand is transposed in memory. Left alone, XLA transposes the
+    gradient of the output and computes whatever made it inside that strided copy (half of a step's time, measured:
+    docs/decisions.md). Here the gradient is made first, and the narrower operand is the one transposed.
+    """
+    return x_BSI @ w_IO
+
+
+def _linear_fwd(x_BSI, w_IO):
+    return x_BSI @ w_IO, (x_BSI, w_IO)
+
+
+def _linear_bwd(saved, d_y_BSO):
+    x_BSI, w_IO = saved
+    x_BSI, d_y_BSO = jax.lax.optimization_barrier((x_BSI, d_y_BSO))
+    d_x_BSI = d_y_BSO @ w_IO.T
+    if w_IO.shape[0] <= w_IO.shape[1]:
+        return d_x_BSI, jnp.einsum("bsi,bso->io", x_BSI, d_y_BSO)
+    return d_x_BSI, jnp.einsum("bso,bsi->oi", d_y_BSO, x_BSI).T
+
+
+linear.defvjp(_linear_fwd, _linear_bwd)
+
+
 def rms_norm(x_BSD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last dim, computed in f32, returned in the dtype of x.
 

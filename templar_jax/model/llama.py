@@ -12,7 +12,7 @@ from flax import nnx
 
 from templar_jax.config import ModelConfig, RunConfig
 from templar_jax.model.attention import attend
-from templar_jax.model.layers import rms_norm, rope, rope_angles, swiglu
+from templar_jax.model.layers import linear, rms_norm, rope, rope_angles, swiglu
 from templar_jax.model.placement import ALONE, Placement
 from templar_jax.sharding import table
 
@@ -32,7 +32,7 @@ class Layer(nnx.Module):
 
     def _heads(self, x_BSD: jax.Array, name: str, heads: int) -> jax.Array:
         """x @ weight, split into heads: [B, S, heads, H]."""
-        y = (x_BSD @ self._weight(name)).reshape(*x_BSD.shape[:2], heads, self.model.head_dim)
+        y = linear(x_BSD, self._weight(name)).reshape(*x_BSD.shape[:2], heads, self.model.head_dim)
         return self.place.constrain(y, "fsdp", None, self.place.heads, None)
 
     def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -42,11 +42,11 @@ class Layer(nnx.Module):
         k_BSKH = rope(self._heads(h_BSD, "k", m.kv_heads), angles)
         v_BSKH = self._heads(h_BSD, "v", m.kv_heads)
         a_BSNH = attend(q_BSNH, k_BSKH, v_BSKH, place.attention, place.mesh, place.heads)
-        x_BSD = x_BSD + a_BSNH.reshape(*x_BSD.shape[:2], -1) @ self._weight("o")
+        x_BSD = x_BSD + linear(a_BSNH.reshape(*x_BSD.shape[:2], -1), self._weight("o"))
         x_BSD = place.constrain(x_BSD, "fsdp", None, None)
         h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), m.norm_eps)
-        f_BSF = swiglu(h_BSD @ self._weight("gate"), h_BSD @ self._weight("up"))
-        return place.constrain(x_BSD + f_BSF @ self._weight("down"), "fsdp", None, None)
+        f_BSF = swiglu(linear(h_BSD, self._weight("gate")), linear(h_BSD, self._weight("up")))
+        return place.constrain(x_BSD + linear(f_BSF, self._weight("down")), "fsdp", None, None)
 
 
 class Llama(nnx.Module):
@@ -76,7 +76,7 @@ class Llama(nnx.Module):
         if place.remat != "none":
             policy = jax.checkpoint_policies.nothing_saveable
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x_BSD, _ = jax.lax.scan(layer, x_BSD, stacked)
+        x_BSD, _ = jax.lax.scan(layer, x_BSD, stacked, unroll=place.unroll)
         return rms_norm(x_BSD, self._weight("norm"), m.norm_eps)
 
     def head_weight(self) -> jax.Array:
