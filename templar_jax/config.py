@@ -32,13 +32,13 @@ class ModelConfig:
 class WindowConfig:
     """The timetable of a window: offsets in blocks from the window's first block S(w)."""
 
-    blocks: int = 40  # blocks per window
+    blocks: int = 36  # blocks per window
     seed_lookback: int = 3  # assignment seed = hash of block S(w) - seed_lookback
     deadline: int = 28  # D(w): the sealed object's hash stands on chain at or before this block
     commit_lead: int = 2  # a miner aims to commit this many blocks before D(w)
-    keys: int = 31  # K(w): keys are published between D(w) and here
+    keys: int = 30  # K(w): keys are published between D(w) and here
     evaluate: int = 1  # F: evaluation seed = hash of block K(w) + F
-    manifest: int = 33  # M(w): the leader of rank 0 may commit its manifest from here
+    manifest: int = 31  # M(w): the leader of rank 0 may commit its manifest from here
     leader_slot: int = 3  # g: width of each leader's time slot
     leaders: int = 3  # n: number of ranks that get a slot; then the window is empty
 

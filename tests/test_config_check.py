@@ -28,11 +28,11 @@ from templar_jax.errors import ConfigError
         ({"window.seed_lookback": 0}, ["window.seed_lookback is 0"]),
         ({"window.commit_lead": 28}, ["window.commit_lead 28", "deadline 28"]),
         ({"window.keys": 28}, ["window.keys 28", "29"]),
-        ({"window.manifest": 31}, ["window.manifest 31", "32"]),
-        ({"window.manifest": 40}, ["window.manifest 40", "window.blocks 40"]),
+        ({"window.manifest": 30}, ["window.manifest 30", "31"]),
+        ({"window.manifest": 36}, ["window.manifest 36", "window.blocks 36"]),
         ({"window.leaders": 12}, ["window.leaders 12", "for training"]),
         ({"node.network.finality": 6}, ["window.seed_lookback 3", "finality"]),
-        ({"node.network.finality": 6, "window.seed_lookback": 6}, ["window.manifest 33", "34"]),
+        ({"node.network.finality": 6, "window.seed_lookback": 6}, ["window.manifest 31", "34"]),
         ({"node.compute.micro_batch": 5}, ["inner.batch 16", "micro_batch 5"]),
         ({"node.compute.micro_batch": 4, "node.mesh.fsdp": 8}, ["4 sequences", "fsdp 8"]),
         ({"node.mesh.tensor": 3}, ["model.heads 4", "tensor 3"]),
@@ -75,7 +75,7 @@ def test_data_must_serve_all_slots_and_an_evaluation():
 
 
 def test_training_blocks_by_hand():
-    """tiny: the rank 0 manifest is usable at 33 + 1 + 1 of 40, the rank 2 one at 41: one block of the next window."""
+    """tiny: the rank 0 manifest is usable at 31 + 1 + 1 of 36, the rank 2 one at 39: three blocks of the next window."""
     window = RunConfig().window
     assert training_blocks(window, finality=1) == 28 - 2
-    assert training_blocks(window, finality=1, rank=2) == 28 - 2 - 1
+    assert training_blocks(window, finality=1, rank=2) == 28 - 2 - 3

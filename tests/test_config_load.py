@@ -14,7 +14,7 @@ from templar_jax.errors import ConfigError
 
 # Changes whenever a default of RunConfig changes. That makes another run of everybody's `tiny`: if it was meant, put
 # the printed value here; if it was not, undo the change of the default.
-TINY_RUN_ID = "c613215beec120f529ec49b3aecedf21"
+TINY_RUN_ID = "e27a53216682b94a694683957e03665f"
 
 
 def message(argv: list[str]) -> str:
