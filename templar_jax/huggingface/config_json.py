@@ -1,0 +1,165 @@
+"""config.json of a LlamaForCausalLM <-> ModelConfig.
+
+Both ways are exact: what this model cannot compute is refused with what to change, never read past.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from templar_jax.config import ModelConfig, RunConfig
+from templar_jax.errors import ConfigError, DataError
+
+GRAIN = 64  # the vocabulary is padded to a multiple of this (sharding.GRAIN)
+CONFIG = "config.json"
+# What a LlamaConfig means where its file is silent.
+DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclass(frozen=True)
+class HfModel:
+    """A folder's model. `model.vocab` is padded; `vocab` rows of it stand in the file."""
+
+    model: ModelConfig
+    vocab: int
+    sequence: int  # the longest that the weights were trained on, by max_position_embeddings
+
+
+def to_config(run: RunConfig, dtype: str, separator: int | None, vocab: int) -> dict[str, Any]:
+    """The content of config.json. `vocab` rows of embedding and head are exported; `dtype` is "float32" or "bfloat16".
+
+    `rope_theta` and `dtype` are written in the spelling of transformers 4 and of 5.
+    """
+    m = run.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": m.dim,
+        "intermediate_size": m.ffn_dim,
+        "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads,
+        "num_key_value_heads": m.kv_heads,
+        "head_dim": m.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": run.data.sequence,
+        "rms_norm_eps": m.norm_eps,
+        "rope_theta": m.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "tie_word_embeddings": m.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": separator,  # training puts one between documents: it begins the next
+        "eos_token_id": separator,
+        "pad_token_id": None,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+
+
+def read_config(folder: Path) -> HfModel:
+    """The model of a Hugging Face folder.
+
+    Raises:
+      ConfigError: a model that this one is not (another architecture, scaled rotary embedding, biases, ...).
+      DataError: no config.json, or a damaged one.
+    """
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"no {CONFIG} in {folder}: give a folder in Hugging Face's format") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no object: copy it again")
+    problem = _unlike(found)
+    if problem:
+        raise ConfigError(f"{path}: {problem}")
+    try:
+        return _model(found)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DataError(f"{path} is damaged or incomplete ({type(error).__name__}: {error}): copy it again") from error
+
+
+def _unlike(found: dict[str, Any]) -> str | None:
+    """Why this model cannot compute that one, and what to do; None where it can."""
+    kind = found.get("model_type")
+    if kind != "llama":
+        return f'model_type is {kind!r}, only "llama" (LlamaForCausalLM) has the same computation: choose such a model'
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = found.get(key) or {}
+        scaling = rope.get("rope_type", rope.get("type", "default"))
+        if scaling != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            return (
+                f"its rotary embedding is scaled ({scaling}), this model's is plain: choose a model without "
+                f"(Llama 2, Llama 3.0), or remove {key} from a copy and let training repair what changes"
+            )
+    for key in ("attention_bias", "mlp_bias"):
+        if found.get(key):
+            return f"{key} is set, this model has no biases: choose a model without"
+    if found.get("hidden_act", "silu") != "silu":
+        return f"hidden_act is {found['hidden_act']!r}, this model has silu: choose a model with it"
+    if found.get("quantization_config"):
+        return "its weights are quantised: take the model's version in bfloat16 or float32"
+    return None
+
+
+def _model(found: dict[str, Any]) -> HfModel:
+    heads, dim = int(found["num_attention_heads"]), int(found["hidden_size"])
+    vocab = int(found["vocab_size"])
+    kv_heads, head_dim = found.get("num_key_value_heads"), found.get("head_dim")
+
+    def value(key: str) -> Any:
+        return found.get(key, DEFAULTS[key])
+
+    model = ModelConfig(
+        vocab=-(-vocab // GRAIN) * GRAIN,
+        dim=dim,
+        layers=int(found["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=heads if kv_heads is None else int(kv_heads),
+        head_dim=dim // heads if head_dim is None else int(head_dim),
+        ffn_dim=int(found["intermediate_size"]),
+        rope_theta=float(
+            (found.get("rope_parameters") or {}).get("rope_theta", value("rope_theta"))
+        ),  # transformers 5, 4
+        norm_eps=float(value("rms_norm_eps")),
+        tied=bool(value("tie_word_embeddings")),
+    )
+    numbers = (model.dim, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn_dim, model.vocab)
+    if min(numbers) < 1 or not math.isfinite(model.rope_theta) or model.norm_eps <= 0:
+        raise ValueError("a size that is no positive number")
+    return HfModel(model, vocab, int(value("max_position_embeddings")))
+
+
+def as_settings(model: ModelConfig) -> str:
+    """The [model] table of a run's TOML file that fits these weights."""
+    values = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
+    lines = [f"{name} = {str(value).lower() if isinstance(value, bool) else value}" for name, value in values.items()]
+    return "\n".join(["[model]", *lines])
+
+
+def check_fits(run: RunConfig, found: HfModel, folder: Path) -> None:
+    """Raises ConfigError, with every setting to change, unless the run's model is the folder's.
+
+    The run may have more rows for tokens than the folder: padding, or a tokenizer that grew.
+    """
+    names = [n for n in ModelConfig.__dataclass_fields__ if getattr(run.model, n) != getattr(found.model, n)]
+    if run.model.vocab >= found.vocab and "vocab" in names:
+        names.remove("vocab")
+    if names:
+        flags = " ".join(f"--model.{name} {str(getattr(found.model, name)).lower()}" for name in names)
+        raise ConfigError(f"the weights in {folder} are of another shape than the run's model: set {flags}")
