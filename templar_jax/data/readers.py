@@ -7,7 +7,6 @@ that cannot be read to its end raises DataError: half a file that looks whole wo
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,9 +56,9 @@ def read_jsonl(path: Path, start: int, end: int, key: str) -> Iterator[Record]:
         if start:
             file.seek(start - 1)
             _skip_line(file)  # what began before `start` belongs to the part before
-        limit = math.inf if path.suffix.lower() in COMPRESSED else end
+        stream = path.suffix.lower() in COMPRESSED  # knows no position, and is one part
         number = 0
-        while file.tell() < limit and (line := file.readline(MAX_LINE)):
+        while (stream or file.tell() < end) and (line := file.readline(MAX_LINE)):
             number += 1
             if len(line) == MAX_LINE and not line.endswith(b"\n"):
                 _skip_line(file)

@@ -115,7 +115,9 @@ def _save(path: Path, pending: list[tuple[bytes, np.ndarray, np.ndarray]]) -> No
     path.mkdir()
     for name, array in zip(ARRAYS, arrays, strict=True):
         with open(path / f"{name}.npy", "wb") as file:
-            np.save(file, array)
+            # np.save ends in tofile, whose errors do not say that the disk is full
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
             file.flush()
             os.fsync(file.fileno())
 
