@@ -70,8 +70,9 @@ def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
     return Compressor(init, update)
 
 
-def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
-    """One executable: everything, on every shard by itself."""
+def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    """Everything in one jit, on every shard by itself: (feedback, start, end, decay, 0) of these parameters ->
+    (feedback, offsets, codes, scales), each a list; offsets and codes [*stack, *grid, k], scales [*stack, *grid]."""
     cut, chunk = [tilings(run)[name] for name in names], _chunk(mesh)
     whole, none = [spec(tiling.param, mesh) for tiling in cut], PartitionSpec()
 
@@ -81,8 +82,7 @@ def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
         left, indices, all_codes, all_scales = ([None] * len(cut) for _ in range(4))
         for positions, offsets, values in keep(cut, domain, chunk):
             tiling = cut[positions[0]]
-            codes, scales = quantize.sign1(values, tiling.size)
-            sent = quantize.sign1_decode(codes, scales, tiling.size)
+            codes, scales, sent = select.in_chunks(functools.partial(_sign1, tiling.size), 16 * chunk, values)
             units = [totals[position] for position in positions]
             rows = [select.split_rows(x, units, tiling.sides) for x in (offsets, codes, scales[:, None], values, sent)]
             for position, offset, code, scale, value, decoded in zip(positions, *rows, strict=True):
@@ -91,7 +91,7 @@ def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
                 all_codes[position], all_scales[position] = code, scale[..., 0]
         return left, indices, all_codes, all_scales
 
-    compress = jax.jit(
+    return jax.jit(
         jax.shard_map(
             on_shard,
             mesh=mesh,
@@ -102,6 +102,15 @@ def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
         donate_argnums=0,
     )
 
+
+def _sign1(size: int, values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    codes, scales = quantize.sign1(values, size)
+    return codes, scales, quantize.sign1_decode(codes, scales, size)
+
+
+def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    cut, compress = [tilings(run)[name] for name in names], sign1_executable(run, mesh, names)
+
     def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
         left, *columns = compress(feedback, start, end, decay(run), np.uint32(0))
         rows = zip(cut, *jax.device_get(columns), strict=True)
@@ -110,8 +119,11 @@ def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
     return run_group
 
 
-def _make_v213(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
-    """Two executables, and between them the host: the quantiser's statistics span a unit, whatever its sharding."""
+def v213_executables(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> tuple[Callable, Callable]:
+    """Two jits, and between them the host: the quantiser's statistics span a unit, whatever its sharding.
+
+    (feedback, start, end, decay, 0) -> (e, offsets, values), and (e, offsets, values, sent, 0) -> feedback.
+    """
     cut, chunk = [tilings(run)[name] for name in names], _chunk(mesh)
     whole, none = [spec(tiling.param, mesh) for tiling in cut], PartitionSpec()
 
@@ -138,6 +150,11 @@ def _make_v213(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
     subtract = jax.jit(
         mapped(subtract_on_shard, in_specs=(whole, whole, whole, whole, none), out_specs=whole), donate_argnums=0
     )
+    return choose, subtract
+
+
+def _make_v213(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    cut, (choose, subtract) = [tilings(run)[name] for name in names], v213_executables(run, mesh, names)
 
     def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
         totals, offsets, values = choose(feedback, start, end, decay(run), np.uint32(0))

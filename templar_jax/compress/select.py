@@ -13,7 +13,7 @@ Letters: N elements of a tile, G = N / W groups, k values kept.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -141,15 +141,21 @@ def top_k(units: Sequence[jax.Array], sides: tuple[int, ...], k: int, chunk: int
         return jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), (tiles, k))
     bits = [magnitude_bits(unit) for unit in units]
     if width == 1:
-        return _top_positions_chunked([_rows(one, sides) for one in bits], k, chunk)
+        rows = jnp.concatenate([_rows(one, sides) for one in bits])
+        return in_chunks(lambda some: top_positions(some, k), chunk, rows)
     grouped = [one.reshape(*one.shape[:-1], -1, width) for one in bits]
     cut = (*sides[:-1], sides[-1] // width)  # a tile's extents in groups
-    group = _top_positions_chunked([_rows(one.max(-1), cut) for one in grouped], k, chunk)
+    maxima = jnp.concatenate([_rows(one.max(-1), cut) for one in grouped])
+    group = in_chunks(lambda some: top_positions(some, k), chunk, maxima)
     candidates = []
     for one, chosen in zip(grouped, split_rows(group, units, sides), strict=True):
         candidates.append(one[place(cut, chosen, one.ndim - 1 - len(sides))].reshape(-1, k * width))
-    position = _top_positions_chunked(candidates, k, chunk)  # candidates stand in ascending order of offset
-    return jnp.take_along_axis(group, position // width, -1) * width + position % width
+
+    def among_candidates(some: jax.Array, chosen: jax.Array) -> jax.Array:
+        position = top_positions(some, k)  # candidates stand in ascending order of offset
+        return jnp.take_along_axis(chosen, position // width, -1) * width + position % width
+
+    return in_chunks(among_candidates, chunk, jnp.concatenate(candidates), group)
 
 
 def split_rows(rows: jax.Array, units: Sequence[jax.Array], sides: tuple[int, ...]) -> list[jax.Array]:
@@ -169,11 +175,17 @@ def _rows(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:
     return to_tiles(x, sides, x.ndim - len(sides)).reshape(-1, math.prod(sides))
 
 
-def _top_positions_chunked(parts: list[jax.Array], k: int, chunk: int) -> jax.Array:
-    """`top_positions` of the rows of all parts, `chunk` rows at a time."""
-    rows = jnp.concatenate(parts)
-    count = rows.shape[0]
-    if count <= chunk:
-        return top_positions(rows, k)
-    padded = jnp.pad(rows, [(0, -count % chunk), (0, 0)]).reshape(-1, chunk, rows.shape[-1])
-    return jax.lax.map(lambda some: top_positions(some, k), padded).reshape(-1, k)[:count]
+def in_chunks(function: Callable, chunk: int, *rows: jax.Array):
+    """function(*rows) for a function of each row by itself, at most `chunk` rows at a time.
+
+    Always in a loop: XLA writes down what a loop yields, whereas it would compute what `function` yields anew in
+    every fusion that reads it (on CPU it removes optimisation barriers before it fuses).
+    """
+    count = rows[0].shape[0]
+    if count == 1:
+        return function(*rows)
+    chunks = max(2, -(-count // chunk))
+    each = -(-count // chunks)
+    padded = [jnp.pad(x, [(0, chunks * each - count)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
+    done = jax.lax.map(lambda some: function(*some), tuple(x.reshape(chunks, each, *x.shape[1:]) for x in padded))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], done)

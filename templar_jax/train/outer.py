@@ -136,7 +136,7 @@ class _Group:
         self._transform = jax.jit(mapped(self._transform_on_shard, (specs, none), specs), donate_argnums=0)
         step = mapped(self._step_on_shard, (specs, moving, specs, senders, none, none), (specs, moving))
         self._step = jax.jit(step, donate_argnums=2)
-        self._step_in_place = jax.jit(step, donate_argnums=(0, 1, 2))
+        self._step_in_place = jax.jit(step, donate_argnums=(0, 1))
         self._start = jax.jit(self._empty, out_shardings=(self.where, self.where if self.by_senders else []))
 
     def _empty(self) -> tuple[Arrays, Arrays]:
