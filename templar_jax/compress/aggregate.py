@@ -32,13 +32,14 @@ def histogram(tiling: Tiling, packed: Packed) -> np.ndarray:
     """How often each entry of the value table occurs in each unit: int64 [units, E]."""
     units = tiling.param.units
     codes = np.asarray(packed.codes).reshape(units, tiling.tiles, tiling.k)
+    narrow = np.uint8 if tiling.k < 2**8 else np.uint16  # a tile's counts; NumPy adds what it need not widen fastest
+    per_tile = [np.add.reduce((codes == code).view(np.uint8), -1, dtype=narrow) for code in range(CODES)]
     if np.asarray(packed.scales).dtype == np.float32:
-        return np.stack([(codes == code).sum((1, 2), dtype=np.int64) for code in range(CODES)], -1)
-    scales = np.asarray(packed.scales).reshape(units, tiling.tiles).astype(np.int64)
-    counts = np.zeros((units, SCALES, CODES), np.int64)
-    per_tile = np.stack([(codes == code).sum(-1, dtype=np.int64) for code in range(CODES)], -1)  # [units, T, C]
-    np.add.at(counts, (np.arange(units)[:, None], scales), per_tile)
-    return counts.reshape(units, SCALES * CODES)
+        return np.stack([counts.sum(-1, dtype=np.int64) for counts in per_tile], -1)
+    entry = np.asarray(packed.scales).reshape(units, tiling.tiles).astype(np.int64) + SCALES * np.arange(units)[:, None]
+    # Weights are f64: exact, a unit having far fewer than 2**53 values.
+    counts = [np.bincount(entry.ravel(), counts.ravel(), units * SCALES) for counts in per_tile]
+    return np.stack(counts, -1).astype(np.int64).reshape(units, SCALES * CODES)
 
 
 def values(tiling: Tiling, packed: Packed) -> np.ndarray:
