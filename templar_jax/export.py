@@ -19,6 +19,7 @@ from templar_jax.huggingface import config_json, tokenizer_json, weights
 from templar_jax.huggingface.weights import DTYPES, Load, Progress
 from templar_jax.model.llama import Llama
 from templar_jax.model.placement import make_placement
+from templar_jax.sharding import table
 from templar_jax.store.disk import explain, make_folder
 
 Params = dict[str, jax.Array]
@@ -97,7 +98,12 @@ def import_folder(folder: Path, run: RunConfig, mesh: Mesh, progress: Progress |
     """
     found = config_json.read_config(folder)
     config_json.check_fits(run, found, folder)
-    return weights.read_weights(folder, run, mesh, vocab=found.vocab, progress=progress)
+    params: Params = {}
+    for name, value in weights.read_weights(folder, run, mesh, vocab=found.vocab):
+        params[name] = value
+        if progress:
+            progress(len(params), len(table(run)))
+    return params
 
 
 def max_abs_logit_error(

@@ -132,13 +132,13 @@ def _unit(array: jax.Array, index: tuple[int, ...]) -> jax.Array:
 
 
 def read_weights(
-    folder: Path, run: RunConfig, mesh: Mesh, *, vocab: int | None = None, progress: Progress | None = None
-) -> dict[str, jax.Array]:
-    """Parameters of the run from a folder's files: f32, sharded over `mesh`; no more than one shard in host memory.
+    folder: Path, run: RunConfig, mesh: Mesh, *, vocab: int | None = None
+) -> Iterator[tuple[str, jax.Array]]:
+    """(name, parameter) of the run from a folder's files: f32, sharded over `mesh`, in the order of the table.
 
-    Rows of tokens that the files do not have (ids from `vocab` on) get the mean of the others. Their logit is then the
-    mean logit, so together they take at most (rows added) / vocab of the probability (Jensen), wherever a zero row
-    could take nearly all of it.
+    Read one at a time, no more than one shard in host memory. Rows of tokens that the files do not have (ids from
+    `vocab` on) get the mean of the others: their logit is then the mean logit, so that together they take at most
+    (rows added) / vocab of the probability (Jensen), where rows of zeros could take nearly all of it.
 
     Raises:
       DataError: a file or tensor is missing, damaged, or not finite.
@@ -146,18 +146,13 @@ def read_weights(
     """
     vocab = run.model.vocab if vocab is None else vocab
     wanted = {tensor.name: tensor for tensor in tensors(run, vocab)}
+    at = shardings(run, mesh)
     with ExitStack() as stack:
         slices = _open_slices(folder, stack)
         _check(folder, run, wanted, slices)
-        params: dict[str, jax.Array] = {}
-        for done, (name, where) in enumerate(shardings(run, mesh).items()):
-            param = next(param for param in table(run) if param.name == name)
+        for param in table(run):
             read = _reader(folder, param, vocab, slices)
-            params[name] = jax.make_array_from_callback(param.shape, where, read)
-            jax.block_until_ready(params[name])
-            if progress:
-                progress(done + 1, len(table(run)))
-    return params
+            yield param.name, jax.block_until_ready(jax.make_array_from_callback(param.shape, at[param.name], read))
 
 
 def _open_slices(folder: Path, stack: ExitStack) -> dict[str, Any]:
