@@ -1,10 +1,12 @@
 """Mine: train on real text and take part in a network. With no arguments joins (or starts) the local one.
 
-Ctrl-C stops cleanly within seconds (the next start goes on from there); a second one stops at once.
+Ctrl-C (or SIGTERM) stops cleanly within seconds, and the next start goes on from there; a second one stops at once.
+Exit code: 0 done, or stopped as asked; 1 failed; 2 a setting cannot be; 130 stopped at once.
 """
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from templar_jax.config_load import guarded, parse_cli
+from templar_jax.config_load import Cli, guarded, parse_cli
+from templar_jax.errors import ConfigError, TemplarError
+
+AT_ONCE = 130  # exit code after a second signal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,54 +27,94 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     cli = parse_cli(argv, __doc__ or "", arguments)
-    # after --help and errors of the command line, which should not wait for JAX
-    from templar_jax.node import open as opening
-    from templar_jax.node.home import claim_home
-    from templar_jax.telemetry.events import Noted
-    from templar_jax.telemetry.open import open_telemetry
-    from templar_jax.telemetry.plot import plot_run
-    from templar_jax.telemetry.sinks import read_events
-    from templar_jax.telemetry.summary import print_summary, write_json
-
-    opening.set_up_devices(cli.node)
-    run, pages = opening.pin_data(cli.run, cli.node, lambda text: print(text, flush=True))
-    home = claim_home(run, cli.node)
-    restarts = sum(event["event"] == "NodeStarted" for event in read_events(home.metrics))
-    chain = opening.open_chain(run, cli.node, home)
-    telemetry = open_telemetry(run, cli.node, home.metrics, block=opening.position(chain))
+    if cli.args.windows is not None and cli.args.windows < 1:
+        raise ConfigError(
+            f"--windows {cli.args.windows}: take part in at least 1, or leave it out to go on until stopped"
+        )
+    print(f"{cli.run.name}: starting; Ctrl-C stops cleanly", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
-        machine = opening.open_machine(run, cli.node, pages, lambda text: telemetry.emit(Noted(text)))
-        asyncio.run(mine(machine, home, chain, telemetry, restarts, cli.args.windows))
+        return run(cli)
+    except KeyboardInterrupt:  # before there was a node: nothing is half done that a next start would not finish
+        print("\nstopped before the first window; the next start goes on from here", flush=True)
+        leave(0)
+
+
+def run(cli: Cli) -> int:
+    """Everything after --help and errors of the command line, which should not wait for JAX."""
+    from templar_jax.data.show import shown
+    from templar_jax.node import home as homes
+    from templar_jax.node import open as opening
+    from templar_jax.telemetry.open import open_telemetry
+    from templar_jax.telemetry.sinks import read_events
+    from templar_jax.telemetry.summary import check_json, write_end
+
+    root = homes.check_home(cli.node)
+    check_json(cli.args.json)
+    opening.set_up_devices(cli.node)
+    with shown(Console()) as show:
+        pinned, pages = opening.pin_data(cli.run, cli.node, lambda text: print(text, flush=True), show)
+    home = homes.claim_home(pinned, cli.node, root)
+    restarts = sum(event["event"] == "NodeStarted" for event in read_events(home.metrics))
+    chain = opening.open_chain(pinned, cli.node, home)
+    telemetry = open_telemetry(pinned, cli.node, home.metrics, block=opening.position(chain))
+    try:
+        asyncio.run(mine(pinned, cli.node, pages, home, chain, telemetry.emit, restarts, cli.args.windows))
     finally:
         telemetry.close()
-    figures = telemetry.meter.figures()
-    plot = home.node / "loss.png"
-    drawn = plot_run(read_events(home.metrics), plot, f"{run.name} {run.run_id[:8]}, {home.name}")
-    files = {"picture": plot, "events": home.metrics} if drawn else {"events": home.metrics}
-    print_summary(Console(), figures, files)
-    if cli.args.json:
-        write_json(cli.args.json, figures)
+    write_end(Console(), telemetry.meter, home.node / "loss.png", home.metrics, pinned, home.name, cli.args.json)
     return 0
 
 
-async def mine(machine, home, chain, telemetry, restarts: int, windows: int | None) -> None:
-    """Runs the node until it is done, fails, or is told to stop."""
+async def mine(run, config, pages, home, chain, emit, restarts: int, windows: int | None) -> None:
+    """Opens the ports, compiles, and runs the node until it is done, fails, or is told to stop."""
     from templar_jax.node import open as opening
     from templar_jax.node.lifecycle import run_node
+    from templar_jax.telemetry.events import Noted
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, stop)
-    world = opening.open_world(machine, home, chain, telemetry.emit, stop)
-    telemetry.emit(opening.started_event(machine, world.hotkey, restarts))
-    await run_node(world, machine.run, machine.config, machine.engine, machine.pages, windows)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, stop, emit)
+    world = opening.open_world(config, home, chain, emit, stop)
+    await opening.probe(world.bucket)
+    compiling = asyncio.ensure_future(
+        asyncio.to_thread(opening.open_machine, run, config, pages, lambda text: emit(Noted(text)))
+    )
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([compiling, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not compiling.done():  # a compiler cannot be interrupted, but it has nothing that is worth waiting for
+        raise KeyboardInterrupt
+    machine = compiling.result()
+    emit(opening.started_event(machine, home.name, world.hotkey, restarts))
+    try:
+        await run_node(world, run, config, machine.engine, pages, windows)
+    finally:  # after an error too: a checkpoint that is being written is worth a moment
+        with contextlib.suppress(TemplarError):
+            await asyncio.to_thread(world.checkpoints.wait)
 
 
-def on_signal(stop: asyncio.Event) -> None:
+def interrupt(number: int, frame: object) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def on_signal(stop: asyncio.Event, emit) -> None:
+    from templar_jax.telemetry.events import Noted
+
     if stop.is_set():
-        print("\nstopped at once; the next start goes on from the last checkpoint", file=sys.stderr)
-        os._exit(130)
+        print("stopped at once; the next start goes on from the last checkpoint", file=sys.stderr, flush=True)
+        leave(AT_ONCE)
     stop.set()
+    emit(Noted("stopping: saving the state (once more to stop at once)"))
+
+
+def leave(code: int):
+    """Ends the process now, whatever its threads are at, with the terminal as it was."""
+    Console().show_cursor(True)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import re
 import sys
 import tomllib
@@ -24,6 +25,7 @@ from typing import Any, Literal, NoReturn
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.config_check import check_node, check_run
 from templar_jax.errors import ConfigError, TemplarError
+from templar_jax.store.disk import explain
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT = "tiny"
@@ -102,13 +104,24 @@ def parse_cli(
 
 
 def guarded(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a script's `main(argv)` and exits: 0; 2 on a ConfigError, 1 on another TemplarError (one line on stderr)."""
+    """Runs a script's `main(argv)` and exits: 0; 2 on a ConfigError, 1 on another TemplarError (one line on stderr).
+
+    What the operating system refuses (a disk, a mode, a file in the way) is no bug either, wherever it comes up.
+    """
     try:
         code = main(sys.argv[1:]) or 0
     except TemplarError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:  # whoever read the output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its exit
+        code = 1
+    except OSError as error:
+        where = error.filename if error.filename is not None else "the operating system"
+        print(f"{Path(sys.argv[0]).name}: {explain(error, Path(os.fsdecode(where)))}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
 

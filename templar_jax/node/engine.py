@@ -1,5 +1,6 @@
 """Every device function of a run on one mesh, built once and compiled before the first window."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -54,23 +55,28 @@ def copy(params: Params) -> Params:
     return jax.tree.map(lambda x: x.copy(), params)
 
 
-def warm(engine: Engine, eval_sequences: int) -> None:
-    """Runs every executable that a window runs, once, so that no window waits for a compiler."""
+def warm(engine: Engine, eval_sequences: int, say: Callable[[str], None] = lambda part: None) -> None:
+    """Runs every executable that a window runs, once, so that no window waits for a compiler; says each part first."""
     run = engine.run
+    say("parameters")
     start = engine.theta_0()
     params, opt = copy(start), engine.inner.init(start)
+    say("inner step")
     batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
     for step in range(2):  # the second takes the first's outputs, whose layouts may differ from init's
         params, opt, metrics = engine.inner.step(params, opt, batch, step)
     float(metrics.loss)
+    say("compression")
     feedback = engine.compressor.init()
     for _ in range(2):
         feedback, packed = engine.compressor.update(feedback, start, params)
+    say("outer step")
     theta, momentum = start, engine.outer.init()
     for _ in range(2):
         theta, momentum = engine.outer.apply(theta, momentum, {0: packed, 1: packed})
     engine.root(theta)
     if eval_sequences:
+        say("evaluation")
         heldout_nats(engine, theta, np.zeros((eval_sequences, run.data.sequence), np.int32))
 
 

@@ -15,7 +15,11 @@ from typing import IO
 
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.errors import ConfigError, StoreError
-from templar_jax.store.disk import explain, make_folder
+from templar_jax.store.disk import explain, make_folder, write_file
+from templar_jax.store.open import file_locator
+
+RUN_DIGITS = 8  # of a run_id in the name of its folder
+PROBE_BYTES = 1 << 16  # a disk that is full takes an empty file all the same
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,33 @@ class Home:
         return self.node / "metrics.jsonl"
 
 
-def claim_home(run: RunConfig, config: NodeConfig) -> Home:
+def check_home(config: NodeConfig) -> Path:
+    """The home folder, made and tried before minutes go by: writable, and short enough for a locator on the chain.
+
+    Raises:
+      ConfigError: no folder named, or its path is too long; StoreError: it cannot be made or written.
+    """
+    if not config.home:
+        raise ConfigError("node.home is empty: name a folder, e.g. --node.home .templar")
+    root = Path(config.home).expanduser().absolute()
+    if not config.network.bucket:
+        file_locator(root / ("0" * RUN_DIGITS) / (config.hotkey or "miner-0") / "bucket")
+    make_folder(root)
+    write_file(root / f".probe-{os.getpid()}", [bytes(PROBE_BYTES)])
+    (root / f".probe-{os.getpid()}").unlink(missing_ok=True)
+    return root
+
+
+def claim_home(run: RunConfig, config: NodeConfig, root: Path) -> Home:
     """Locks the node's folder. With no hotkey named, takes the first of miner-0, miner-1, ... that is free.
+
+    Args:
+      root: from `check_home`.
 
     Raises:
       ConfigError: another process runs with the named hotkey; StoreError: the folder is not writable.
     """
-    root = Path(config.home).absolute()
-    network = root / run.run_id[:8]
+    network = root / run.run_id[:RUN_DIGITS]
     names = [config.hotkey] if config.hotkey else [f"miner-{number}" for number in range(256)]
     for name in names:
         folder = network / name

@@ -17,7 +17,7 @@ from templar_jax.clock import WallClock
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.config_check import check_data, fit_mesh
 from templar_jax.data.pages import Pages, open_pages
-from templar_jax.data.prepare import prepare, standard_library
+from templar_jax.data.prepare import Show, prepare, standard_library
 from templar_jax.errors import ConfigError, DataError
 from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
@@ -25,12 +25,14 @@ from templar_jax.node.home import Home
 from templar_jax.node.seals import DiskSeals
 from templar_jax.node.world import World
 from templar_jax.sharding import make_mesh, table
+from templar_jax.store.bucket import Bucket
 from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
 from templar_jax.store.disk import make_folder
 from templar_jax.store.open import file_locator, open_bucket, open_reader
 from templar_jax.telemetry.events import Event, NodeStarted
 from templar_jax.train.compiles import enable_compile_cache
 
+PROBE = "probe"  # written and deleted at the start
 WINDOWS_PER_TEMPO = 4  # of a local chain: two commitments a window fit a hotkey's space in a tempo
 
 
@@ -51,13 +53,18 @@ def set_up_devices(config: NodeConfig) -> None:
     enable_compile_cache(Path(config.home).absolute() / "jax")
 
 
-def pin_data(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) -> tuple[RunConfig, Pages]:
+def pin_data(
+    run: RunConfig, config: NodeConfig, note: Callable[[str], None], show: Show | None = None
+) -> tuple[RunConfig, Pages]:
     """The pages, and the run with their manifest hash in it. Prepares the default corpus on first use.
+
+    Args:
+      note: is told what happens, in lines. show: the progress of preparing.
 
     Raises:
       DataError: no pages at `config.data`, or others than the run pins. ConfigError: too few pages for the run.
     """
-    folder = Path(config.data) if config.data else _default_pages(run, config, note)
+    folder = Path(config.data) if config.data else _default_pages(run, config, note, show)
     pages = open_pages(folder)
     found, wanted = pages.manifest_hash, run.data.manifest
     if wanted and wanted != found:
@@ -67,7 +74,10 @@ def pin_data(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) ->
         ("page", pages.manifest.page, run.data.page),
     ):
         if here != there:
-            raise ConfigError(f"{folder} was prepared with {name} {here}, the run has data.{name} {there}: set it so")
+            raise ConfigError(
+                f"{folder} was prepared with {name} {here}, the run has {there}: "
+                f"set data.{name} to {here}, or prepare others"
+            )
     if pages.manifest.vocab > run.model.vocab:
         raise ConfigError(
             f"the tokenizer has {pages.manifest.vocab} tokens, model.vocab is {run.model.vocab}: raise it"
@@ -76,13 +86,14 @@ def pin_data(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) ->
     return dataclasses.replace(run, data=dataclasses.replace(run.data, manifest=found)), pages
 
 
-def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], None]) -> Path:
+def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], None], show: Show | None) -> Path:
     folder = Path(config.home).absolute() / "data" / f"stdlib-s{run.data.sequence}-p{run.data.page}"
     if run.data.tokenizer != "bytes":
         raise ConfigError(f'tokenizer "{run.data.tokenizer}" needs pages: prepare them and set node.data')
     if not (folder / "manifest.json").exists():  # once made it stays: a newer Python's library would be another run
         note(f"no data named: preparing the Python standard library's source in {folder} (once)")
-        prepare(standard_library(), folder, tokenizer="bytes", sequence=run.data.sequence, page=run.data.page)
+        what = dict(sequence=run.data.sequence, page=run.data.page)
+        prepare(standard_library(), folder, tokenizer="bytes", **what, progress=show)
     return folder
 
 
@@ -92,7 +103,7 @@ def open_machine(run: RunConfig, config: NodeConfig, pages: Pages, note: Callabl
     engine = engines.build(run, config.compute, mesh)
     started = time.monotonic()
     note(f"compiling for {mesh.size} {jax.devices()[0].platform} devices, attention {engine.inner.placement.attention}")
-    engines.warm(engine, config.eval_sequences)
+    engines.warm(engine, config.eval_sequences, lambda part: note(f"compiling: {part}"))
     note(f"compiled in {time.monotonic() - started:.0f} s")
     return Machine(run, config, pages, engine)
 
@@ -118,10 +129,9 @@ def position(chain: LocalChain) -> Callable[[], float]:
 
 
 def open_world(
-    machine: Machine, home: Home, chain: LocalChain, emit: Callable[[Event], None], stop: asyncio.Event
+    config: NodeConfig, home: Home, chain: LocalChain, emit: Callable[[Event], None], stop: asyncio.Event
 ) -> World:
-    """The ports of a node on the local network. Raises ConfigError, StoreError with the next step."""
-    config = machine.config
+    """The ports of a node on the local network. Raises ChainError, ConfigError, StoreError with the next step."""
     for folder in ("bucket", "checkpoints", "seals"):
         make_folder(home.node / folder)
     return World(
@@ -137,7 +147,13 @@ def open_world(
     )
 
 
-def started_event(machine: Machine, hotkey: str, restarts: int) -> NodeStarted:
+async def probe(bucket: Bucket) -> None:
+    """Writes to the own bucket once: better refused (StoreError) now than after the first window's training."""
+    await bucket.put(PROBE, b"templar_jax")
+    await bucket.delete([PROBE])
+
+
+def started_event(machine: Machine, name: str, hotkey: str, restarts: int) -> NodeStarted:
     """Who runs what on what."""
     run, window = machine.run, machine.run.window
     devices = machine.engine.mesh.devices.ravel()
@@ -153,4 +169,5 @@ def started_event(machine: Machine, hotkey: str, restarts: int) -> NodeStarted:
         marks=(("D", window.deadline), ("K", window.keys), ("M", window.manifest)),
         block_seconds=machine.config.network.block_seconds,
         restarts=restarts,
+        name=name,
     )

@@ -26,6 +26,7 @@ LOOK = {
     "apply": ("bright_cyan", "A"),
     "checkpoint": ("bright_magenta", "K"),
 }
+MARKS = "D deadline K keys M manifest"
 WIDE = 90  # columns from which on everything stands side by side
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -82,6 +83,8 @@ def draw(view: View, now: float, block: float | None, width: int) -> RenderableT
         parts += [Text(""), _windows(view, inner)]
     if view.messages:
         parts += [Text(""), *(Text(text, style=style, overflow="ellipsis") for style, text in view.messages)]
+        if view.noted is not None and now - view.noted >= 1:
+            parts.append(Text(f"{now - view.noted:.0f} s", style="grey62"))
     return Panel(Group(*parts), title=_title(view), title_align="left", width=inner + 4, border_style="grey50")
 
 
@@ -89,14 +92,15 @@ def _title(view: View) -> Text:
     if view.started is None:
         return Text("templar_jax")
     s = view.started
-    return Text(f"{s.run} {s.run_id[:8]} · {count(s.parameters)} parameters · {s.devices} · {s.hotkey}")
+    name = s.name or s.hotkey
+    uid = "" if view.uid is None else f" · uid {view.uid}"
+    return Text(f"{s.run} {s.run_id[:8]} · {count(s.parameters)} parameters · {s.devices} · {name}{uid}")
 
 
 def _headline(view: View, block: float | None) -> Text:
     text = Text(f"window {view.window}", style="bold")
     if block is not None and view.started is not None:
-        offset = int(block) - (view.window or 0) * view.started.window_blocks
-        text.append(f"   block {offset} of {view.started.window_blocks}", style="not bold")
+        text.append("   " + _where(view.window or 0, view.started, block), style="not bold")
     phase = view.phase
     if phase is not None:
         text.append("   ")
@@ -106,6 +110,23 @@ def _headline(view: View, block: float | None) -> Text:
     if view.block is not None:
         text.append("   committed" + (", key published" if view.revealed else ""), style="not bold")
     return text
+
+
+def _where(window: int, started: NodeStarted, block: float) -> str:
+    """The position in the window, or how long until it opens."""
+    offset = block - window * started.window_blocks
+    if offset < 0:
+        return f"opens in {-offset * started.block_seconds:.0f} s"
+    return f"block {int(offset)} of {started.window_blocks}"
+
+
+def status(view: View, now: float, block: float | None) -> str:
+    """What is going on, in one plain line."""
+    if view.window is None or view.started is None or view.noted is not None:
+        since = "" if view.noted is None else f" ({now - view.noted:.0f} s so far)"
+        return (view.messages[-1][1] if view.messages else "starting") + since
+    where = "" if block is None else f"  {_where(view.window, view.started, block)}"
+    return f"window {view.window}{where}" + (f"  {view.phase}" if view.phase else "")
 
 
 def _timeline(view: View, started: NodeStarted, now: float, block: float | None, columns: int) -> Text:
@@ -146,8 +167,8 @@ def _legend(view: View, columns: int) -> Text:
     for phase in PHASES:
         text.append(f" {LOOK[phase][1]} ", style=_block_style(phase) if phase in shown else "grey50")
         text.append(f"{phase} ", style="" if phase in shown else "grey50")
-    if columns >= 104:  # else it would not fit on the line
-        text.append("D deadline K keys M manifest", style="grey50")
+    if columns >= text.cell_len + len(MARKS):  # else it would not fit on the line
+        text.append(MARKS, style="grey50")
     return text
 
 

@@ -25,6 +25,7 @@ class NodeStarted:
     marks: tuple[tuple[str, int], ...]  # offsets in blocks within a window, e.g. (("D", 28), ("K", 31), ("M", 33))
     block_seconds: float
     restarts: int = 0  # of this home before this start
+    name: str = ""  # of the hotkey's file on this machine
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The telemetry of a process: JSONL under home, what the node's config names, and the screen that fits the output."""
 
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +13,7 @@ from rich.console import Console
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.errors import StoreError
 from templar_jax.telemetry.display import Display
+from templar_jax.telemetry.events import Warned
 from templar_jax.telemetry.plain import PlainLines
 from templar_jax.telemetry.sinks import JsonLines, Sink, Telemetry, extra_sinks
 
@@ -42,5 +45,31 @@ def open_telemetry(
         raise StoreError(f"cannot write {events}: {error.strerror}; free or change node.home {node.home}") from error
     sinks += extra_sinks(run, node)
     console = Console(file=out)
-    sinks.append(Display(console, clock, block) if console.is_terminal else PlainLines(out))
-    return Telemetry(sinks, clock)
+    if console.is_terminal:
+        sinks.append(Display(console, clock, block))
+    else:
+        lines = PlainLines(out)
+        lines.pulse(clock, block)
+        sinks.append(lines)
+    telemetry = Telemetry(sinks, clock)
+    _warnings_to(telemetry)
+    return telemetry
+
+
+def _warnings_to(telemetry: Telemetry) -> None:
+    """What libraries warn of becomes an event, each text once: raw lines on stderr would tear the display."""
+    seen: set[str] = set()
+
+    class Events(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage().strip()
+            cause = text.splitlines()[0] if text else record.name
+            if cause not in seen:
+                seen.add(cause)
+                telemetry.emit(Warned(cause))
+
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, category, *where: f"{category.__name__}: {message}"
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if type(handler).__qualname__ != Events.__qualname__]
+    root.addHandler(Events(logging.WARNING))

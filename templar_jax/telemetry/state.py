@@ -15,6 +15,7 @@ from templar_jax.telemetry.events import (
     Noted,
     PhaseEnded,
     PhaseStarted,
+    Registered,
     Revealed,
     Sealed,
     StepDone,
@@ -54,7 +55,9 @@ class View:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSSES))
     windows: deque[WindowDone] = field(default_factory=lambda: deque(maxlen=WINDOWS))
     messages: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MESSAGES))  # (style, text)
+    uid: int | None = None
     checkpoint: int | None = None
+    noted: float | None = None  # when the newest note was said, until a phase starts: what is going on meanwhile
     stopped: bool = False
 
     @property
@@ -68,6 +71,9 @@ class View:
                 self.started = event
             case Noted():
                 self.messages.append(("", printable(event.text)))
+                self.noted = time
+            case Registered():
+                self.uid = event.uid
             case PhaseStarted():
                 self._phase_started(event, time)
             case PhaseEnded():
@@ -102,4 +108,5 @@ class View:
         if event.window != self.window:
             self.window, self.opened, self.segments = event.window, time, []
             self.block, self.revealed, self.step = None, False, None
+        self.noted = None
         self.segments.append(Segment(event.phase, time))

@@ -10,6 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from templar_jax.config import RunConfig
+from templar_jax.errors import StoreError
+from templar_jax.store.disk import explain, make_folder
+from templar_jax.telemetry.meter import Meter
+from templar_jax.telemetry.plot import plot_run
+from templar_jax.telemetry.sinks import read_events
 from templar_jax.telemetry.text import UNKNOWN, bytes_, number, percent
 
 
@@ -48,6 +54,39 @@ def print_summary(console: Console, figures: Mapping[str, Any], files: Mapping[s
     else:
         for name, value in lines:
             console.out(f"summary  {name}: {value}", highlight=False)
+
+
+def write_end(
+    console: Console, meter: Meter, picture: Path, events: Path, run: RunConfig, name: str, json_file: Path | None
+) -> None:
+    """Draws the picture, prints the summary, and writes the figures where `json_file` names a file.
+
+    Raises:
+      StoreError: a file cannot be written; what stands in the summary has been printed by then.
+    """
+    files, refused = {"events": events}, None
+    try:
+        if plot_run(read_events(events), picture, f"{run.name} {run.run_id[:8]}, {name}"):
+            files = {"picture": picture, **files}
+    except OSError as error:
+        refused = StoreError(explain(error, picture))
+    print_summary(console, meter.figures(), files)
+    if json_file is not None:
+        try:
+            write_json(json_file, meter.figures())
+        except OSError as error:
+            refused = StoreError(explain(error, json_file))
+    if refused is not None:
+        raise refused
+
+
+def check_json(path: Path | None) -> None:
+    """StoreError if `path` cannot become a file: known before the work instead of after it."""
+    if path is None:
+        return
+    make_folder(path.parent)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StoreError(f"{path} cannot be written (a folder, or no permission): name another file with --json")
 
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:

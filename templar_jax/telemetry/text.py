@@ -69,7 +69,7 @@ def line(event: Event) -> str | None:
             again = f", restart {event.restarts}" if event.restarts else ""
             return (
                 f"run {event.run} ({event.run_id[:8]}): {count(event.parameters)} parameters on {event.devices}, "
-                f"hotkey {event.hotkey}{again}"
+                f"hotkey {event.name} {event.hotkey}{again}"
             )
         case Registered():
             return f"registered as uid {event.uid}"
