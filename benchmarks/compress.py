@@ -14,7 +14,7 @@ from benchmarks.turns import ratio, take_turns
 from templar_jax.compress import codec
 from templar_jax.compress.feedback import make_compressor
 from templar_jax.compress.tiles import tilings
-from templar_jax.config import RunConfig
+from templar_jax.config import MeshConfig, RunConfig
 from templar_jax.sharding import make_mesh, shardings, table
 from templar_jax.train.outer import make_outer
 
@@ -40,8 +40,6 @@ class Ours:
     """The three jobs, each as a node does them: from device parameters to bytes, and from bytes to parameters."""
 
     def __init__(self, run: RunConfig, devices: list[jax.Device], start: dict, end: dict) -> None:
-        from templar_jax.config import MeshConfig
-
         mesh = make_mesh(MeshConfig(), devices)
         where = shardings(run, mesh)
         self.run, self.compressor, self.outer = run, make_compressor(run, mesh), make_outer(run, mesh)

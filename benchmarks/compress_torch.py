@@ -5,11 +5,9 @@ Written for comparison, the way one would write it without looking at a profile;
 Letters: n all tiles of a parameter, N elements of a tile, k values kept.
 """
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from templar_jax.compress.quantize import UNIT_CODE, levels, sign1_table
 from templar_jax.compress.tiles import Tiling
@@ -121,11 +119,3 @@ class TorchCompress:
 
 def use_cores(cores: int) -> None:
     torch.set_num_threads(cores)
-
-
-def as_numpy(params: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in params.items()}
-
-
-def bits(data: bytes, parameters: int) -> float:
-    return 8 * len(data) / parameters if parameters else math.nan

@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 from templar_jax.compress import quantize, select
 from templar_jax.compress.tiles import to_tiles
 
+top_k = jax.jit(select.top_k, static_argnums=(1, 2, 3))
+sign1 = jax.jit(quantize.sign1, static_argnums=1)
+sign1_decode = jax.jit(quantize.sign1_decode, static_argnums=2)
 PEERS, UNITS = range(5), ("square", "odd_tile", "vector", "tall")
 
 
 def kept(x: np.ndarray, sides: tuple[int, ...], k: int) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.asarray(select.top_k([jnp.asarray(x)], sides, k, 64))
+    offsets = np.asarray(top_k([jnp.asarray(x)], sides, k, 64))
     return offsets, np.take_along_axis(tiles_of(x, sides), offsets, -1)
 
 
 def error(values: np.ndarray, size: int) -> float:
-    codes, scales = quantize.sign1(jnp.asarray(values), size)
-    decoded = np.asarray(quantize.sign1_decode(codes, scales, size))
+    codes, scales = sign1(jnp.asarray(values), size)
+    decoded = np.asarray(sign1_decode(codes, scales, size))
     return float(np.square(decoded - values).sum() / np.square(values).sum())
 
 
@@ -58,7 +61,7 @@ def test_scale_code_is_the_rounded_logarithm(k, exponent, seed):
     """By integers on the device, by log2 in f64 here; equal except at the edge between two codes."""
     rng = np.random.default_rng(seed)
     values = (rng.standard_normal((8, k)) * 2.0**exponent).astype(np.float32)
-    _, scales = jax.jit(quantize.sign1, static_argnums=1)(values, 4096)
+    _, scales = sign1(values, 4096)
     exact = 8 * np.log2(np.abs(values).astype(np.float64).mean(-1)) + quantize.UNIT_CODE
     want = np.clip(np.rint(exact), 0, 255)
     # Mantissas are cut to 30 - log2(k) bits before they are added: that much of a code's width is undecided.
@@ -69,15 +72,15 @@ def test_scale_code_is_the_rounded_logarithm(k, exponent, seed):
 def test_scale_code_does_not_depend_on_order():
     rng = np.random.default_rng(3)
     values = (rng.standard_normal((200, 64)) * np.exp(rng.uniform(-8, 3, (200, 1)))).astype(np.float32)
-    _, scales = quantize.sign1(jnp.asarray(values), 4096)
+    _, scales = sign1(jnp.asarray(values), 4096)
     for seed in range(3):
-        _, shuffled = quantize.sign1(jnp.asarray(np.random.default_rng(seed).permuted(values, axis=1)), 4096)
+        _, shuffled = sign1(jnp.asarray(np.random.default_rng(seed).permuted(values, axis=1)), 4096)
         np.testing.assert_array_equal(scales, shuffled)
 
 
 def test_codes_are_sign_and_magnitude():
     values = np.float32([[1.0, -1.0, 1.2, -1.2] * 16])
-    codes, scales = quantize.sign1(jnp.asarray(values), 4096)
+    codes, scales = sign1(jnp.asarray(values), 4096)
     assert scales[0] == 201  # 2**(1/8) = 1.09 is nearest to the mean of 1.1
     np.testing.assert_array_equal(np.asarray(codes)[0, :4], [0, 2, 1, 3])
 
@@ -85,8 +88,8 @@ def test_codes_are_sign_and_magnitude():
 @pytest.mark.parametrize(("scale", "code"), [(0.0, 0), (1e-12, 0), (1e-44, 0), (3e38, 255)])
 def test_ends_of_the_scale(scale, code):
     values = np.full((1, 64), scale, np.float32)
-    codes, scales = quantize.sign1(jnp.asarray(values), 4096)
-    decoded = np.asarray(quantize.sign1_decode(codes, scales, 4096))
+    codes, scales = sign1(jnp.asarray(values), 4096)
+    decoded = np.asarray(sign1_decode(codes, scales, 4096))
     assert scales[0] == code
     assert (decoded == 0).all() if code == 0 else (decoded > 100).all()
 
@@ -113,7 +116,7 @@ def test_levels_are_golden():
 def test_table_and_decoder_agree():
     """The sender subtracts from its feedback what the receivers add."""
     codes, scales = np.meshgrid(np.arange(4, dtype=np.uint8), np.arange(256, dtype=np.uint8))
-    got = quantize.sign1_decode(jnp.asarray(np.tile(codes, 16)), jnp.asarray(scales[:, 0]), 4096)
+    got = sign1_decode(jnp.asarray(np.tile(codes, 16)), jnp.asarray(scales[:, 0]), 4096)
     np.testing.assert_array_equal(np.asarray(got)[:, :4], quantize.sign1_table(64, 4096))
 
 

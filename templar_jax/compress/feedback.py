@@ -24,7 +24,7 @@ from jax.sharding import Mesh, PartitionSpec
 from templar_jax.compress import dct, quantize, select
 from templar_jax.compress.exact import product
 from templar_jax.compress.packed import Packed
-from templar_jax.compress.tiles import Tiling, fold, groups, place, tilings, unfold
+from templar_jax.compress.tiles import Tiling, alike, fold, groups, place, split_rows, tilings, unfold
 from templar_jax.config import RunConfig
 from templar_jax.sharding import shardings, spec, table
 
@@ -78,18 +78,18 @@ def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Call
 
     def on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
         totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
-        domain = [_into_domain(run, *item, zero) for item in zip(cut, totals, strict=True)]
-        left, indices, all_codes, all_scales = ([None] * len(cut) for _ in range(4))
+        domain = dct.transform_units(cut, totals, False, zero) if run.compress.dct else totals
+        columns = [[None] * len(cut) for _ in range(5)]
         for positions, offsets, values in keep(cut, domain, chunk):
             tiling = cut[positions[0]]
             codes, scales, sent = select.in_chunks(functools.partial(_sign1, tiling.size), 16 * chunk, values)
             units = [totals[position] for position in positions]
-            rows = [select.split_rows(x, units, tiling.sides) for x in (offsets, codes, scales[:, None], values, sent)]
-            for position, offset, code, scale, value, decoded in zip(positions, *rows, strict=True):
-                left[position] = _subtract(run, cut[position], totals[position], offset, value, decoded, zero)
-                indices[position] = offset.astype(jnp.uint16)
-                all_codes[position], all_scales[position] = code, scale[..., 0]
-        return left, indices, all_codes, all_scales
+            for column, rows in zip(columns, (offsets, codes, scales[:, None], values, sent), strict=True):
+                for position, part in zip(positions, split_rows(rows, units, tiling.sides), strict=True):
+                    column[position] = part
+        offsets, codes, scales, values, sent = columns
+        left = _subtract(run, cut, totals, offsets, values, sent, zero)
+        return left, [offset.astype(jnp.uint16) for offset in offsets], codes, [scale[..., 0] for scale in scales]
 
     return jax.jit(
         jax.shard_map(
@@ -129,18 +129,17 @@ def v213_executables(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> tupl
 
     def select_on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
         totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
-        domain = [_into_domain(run, *item, zero) for item in zip(cut, totals, strict=True)]
-        all_offsets, all_values = [None] * len(cut), [None] * len(cut)
-        for positions, offsets, values in keep(cut, domain, chunk):
+        domain = dct.transform_units(cut, totals, False, zero) if run.compress.dct else totals
+        columns = [[None] * len(cut) for _ in range(2)]
+        for positions, *kept in keep(cut, domain, chunk):
             units, sides = [totals[position] for position in positions], cut[positions[0]].sides
-            rows = [select.split_rows(x, units, sides) for x in (offsets, values)]
-            for position, offset, value in zip(positions, *rows, strict=True):
-                all_offsets[position], all_values[position] = offset, value
-        return totals, all_offsets, all_values
+            for column, rows in zip(columns, kept, strict=True):
+                for position, part in zip(positions, split_rows(rows, units, sides), strict=True):
+                    column[position] = part
+        return totals, *columns
 
     def subtract_on_shard(totals: Arrays, offsets: Arrays, values: Arrays, sent: Arrays, zero: jax.Array):
-        rows = zip(cut, totals, offsets, values, sent, strict=True)
-        return [_subtract(run, *row, zero) for row in rows]
+        return _subtract(run, cut, totals, offsets, values, sent, zero)
 
     mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     choose = jax.jit(
@@ -211,32 +210,30 @@ def keep(cut: list[Tiling], arrays: Arrays, chunk: int) -> list[tuple[list[int],
     Returns:
       Per way of cutting: the positions in `cut`, offsets int32 [tiles, k], values f32 [tiles, k].
     """
-    alike: dict[tuple[tuple[int, ...], int], list[int]] = {}
-    for position, tiling in enumerate(cut):
-        alike.setdefault((tiling.sides, tiling.k), []).append(position)
     kept = []
-    for (sides, k), positions in alike.items():
+    for (sides, k), positions in alike(cut).items():
         units = [arrays[position] for position in positions]
         offsets = select.top_k(units, sides, k, chunk)
         values = [
             unit[place(sides, chosen, unit.ndim - len(sides))].reshape(-1, k)
-            for unit, chosen in zip(units, select.split_rows(offsets, units, sides), strict=True)
+            for unit, chosen in zip(units, split_rows(offsets, units, sides), strict=True)
         ]
         kept.append((positions, offsets, jnp.concatenate(values)))
     return kept
 
 
-def _into_domain(run: RunConfig, tiling: Tiling, x: jax.Array, zero: jax.Array) -> jax.Array:
-    """What the top-k is taken of: the elements themselves, or the tiles' cosine coefficients."""
-    return dct.transform(x, tiling.sides, tiling.param.stack, False, zero) if run.compress.dct else x
-
-
 def _subtract(
-    run: RunConfig, tiling: Tiling, total: jax.Array, offsets: jax.Array, values: jax.Array, sent: jax.Array, zero
-) -> jax.Array:
+    run: RunConfig, cut: list[Tiling], totals: Arrays, offsets: Arrays, values: Arrays, sent: Arrays, zero: jax.Array
+) -> Arrays:
     """feedback' = e - sent, on one shard."""
-    where = place(tiling.sides, offsets, tiling.param.stack)
+    where = [place(t.sides, offset, t.param.stack) for t, offset in zip(cut, offsets, strict=True)]
+
+    def put(x: jax.Array, at: tuple[jax.Array, ...], new: jax.Array) -> jax.Array:
+        return x.at[at].set(new, unique_indices=True, mode="promise_in_bounds")
+
     if not run.compress.dct:
-        return total.at[where].set(values - sent, unique_indices=True, mode="promise_in_bounds")
-    coefficients = jnp.zeros_like(total).at[where].set(sent, unique_indices=True, mode="promise_in_bounds")
-    return total - dct.transform(coefficients, tiling.sides, tiling.param.stack, True, zero)
+        rows = zip(totals, where, values, sent, strict=True)
+        return [put(total, at, value - decoded) for total, at, value, decoded in rows]
+    coefficients = [put(jnp.zeros_like(x), at, new) for x, at, new in zip(totals, where, sent, strict=True)]
+    decoded = dct.transform_units(cut, coefficients, True, zero)
+    return [total - part for total, part in zip(totals, decoded, strict=True)]

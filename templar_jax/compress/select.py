@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from templar_jax.compress.tiles import largest_divisor, place, to_tiles
+from templar_jax.compress.tiles import largest_divisor, place, split_rows, to_tiles
 
 GROUP = 8  # W at most: 512 maxima and then 512 candidates of a tile of 4096
 WORD = 32
@@ -156,18 +156,6 @@ def top_k(units: Sequence[jax.Array], sides: tuple[int, ...], k: int, chunk: int
         return jnp.take_along_axis(chosen, position // width, -1) * width + position % width
 
     return in_chunks(among_candidates, chunk, jnp.concatenate(candidates), group)
-
-
-def split_rows(rows: jax.Array, units: Sequence[jax.Array], sides: tuple[int, ...]) -> list[jax.Array]:
-    """[tiles of all units in turn, n] -> per unit [*stack, *grid, n]: the inverse of taking them together."""
-    parts, taken = [], 0
-    for unit in units:
-        stack = unit.ndim - len(sides)
-        grid = (extent // side for extent, side in zip(unit.shape[stack:], sides, strict=True))
-        shape = (*unit.shape[:stack], *grid)
-        parts.append(rows[taken : taken + math.prod(shape)].reshape(*shape, -1))
-        taken += math.prod(shape)
-    return parts
 
 
 def _rows(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:

@@ -8,6 +8,7 @@ k values kept of each.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -89,6 +90,14 @@ def groups(run: RunConfig, mesh: Mesh, most: int = 2**28) -> list[tuple[str, ...
     return made
 
 
+def alike(cut: Sequence[Tiling]) -> dict[tuple[tuple[int, ...], int], list[int]]:
+    """Positions of the parameters that are cut alike, by (sides, k): their tiles can be worked on together."""
+    found: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for position, tiling in enumerate(cut):
+        found.setdefault((tiling.sides, tiling.k), []).append(position)
+    return found
+
+
 def fold(tiling: Tiling, packed: np.ndarray) -> np.ndarray:
     """[*stack, T, ...] -> [*stack, *grid, ...]: the form in which tiles are sharded."""
     stack = tiling.param.stack
@@ -146,3 +155,15 @@ def from_tiles(tiles: jax.Array, sides: tuple[int, ...], stack: int = 0) -> jax.
     order = [*range(stack), *(stack + part for d in range(dims) for part in (d, dims + d))]
     unit = [tiles.shape[stack + d] * sides[d] for d in range(dims)]
     return tiles.transpose(order).reshape(*tiles.shape[:stack], *unit)
+
+
+def split_rows(rows: jax.Array, units: Sequence[jax.Array], sides: tuple[int, ...]) -> list[jax.Array]:
+    """[tiles of all units in turn, n] -> per unit [*stack, *grid, n]: the inverse of taking them together."""
+    parts, taken = [], 0
+    for unit in units:
+        stack = unit.ndim - len(sides)
+        grid = (extent // side for extent, side in zip(unit.shape[stack:], sides, strict=True))
+        shape = (*unit.shape[:stack], *grid)
+        parts.append(rows[taken : taken + math.prod(shape)].reshape(*shape, -1))
+        taken += math.prod(shape)
+    return parts

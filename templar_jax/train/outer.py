@@ -178,17 +178,12 @@ class _Group:
         """Sums as elements of the parameters: the inverse cosine transform, where the run uses it."""
         return self._transform(totals, np.uint32(0)) if self.run.compress.dct else totals
 
-    def _into_elements(self, tiling: Tiling, total: jax.Array, zero: jax.Array) -> jax.Array:
-        if not self.run.compress.dct:
-            return total
-        return dct.transform(total, tiling.sides, tiling.param.stack, True, zero)
-
     def _transform_on_shard(self, totals: Arrays, zero: jax.Array) -> Arrays:
-        return [self._into_elements(tiling, total, zero) for tiling, total in zip(self.cut, totals, strict=True)]
+        return dct.transform_units(self.cut, totals, True, zero) if self.run.compress.dct else totals
 
     def _subtract_on_shard(self, params: Arrays, totals: Arrays, zero: jax.Array) -> Arrays:
-        rows = zip(self.cut, params, totals, strict=True)
-        return [flush(param - self._into_elements(tiling, total, zero)) for tiling, param, total in rows]
+        updates = self._transform_on_shard(totals, zero)
+        return [flush(param - update) for param, update in zip(params, updates, strict=True)]
 
     def step(self, params: Arrays, momentum: Arrays, total: tuple[Arrays, Arrays], donate: bool) -> tuple:
         step = self._step_in_place if donate else self._step
@@ -201,20 +196,19 @@ class _Group:
         self, params: Arrays, momentum: Arrays, totals: Arrays, senders: Arrays, constants: tuple, zero: jax.Array
     ) -> tuple[Arrays, Arrays]:
         reciprocals, decay = constants
-        new_params, new_momentum = [], []
-        for at, tiling in enumerate(self.cut):
-            update = totals[at]
-            if senders:
-                shares = reciprocals.at[senders[at].astype(jnp.int32)].get(mode="promise_in_bounds")
-                update = product(update, shares, zero)
-            update = self._into_elements(tiling, update, zero)
-            if momentum:
-                new_momentum.append(flush(product(decay, momentum[at], zero) + update))
-                update = (
-                    product(decay, new_momentum[at], zero) + update if self.run.outer.nesterov else new_momentum[at]
-                )
-            new_params.append(flush(params[at] - update))
-        return new_params, new_momentum
+        if senders:
+            shares = [reciprocals.at[count.astype(jnp.int32)].get(mode="promise_in_bounds") for count in senders]
+            totals = [product(total, share, zero) for total, share in zip(totals, shares, strict=True)]
+        updates = self._transform_on_shard(totals, zero)
+        if momentum:
+            moved = zip(momentum, updates, strict=True)
+            momentum = [flush(product(decay, moving, zero) + update) for moving, update in moved]
+            if self.run.outer.nesterov:
+                moved = zip(momentum, updates, strict=True)
+                updates = [product(decay, moving, zero) + update for moving, update in moved]
+            else:
+                updates = momentum
+        return [flush(param - update) for param, update in zip(params, updates, strict=True)], momentum
 
 
 def _offsets(tiling: Tiling, indices: jax.Array | None, codes: jax.Array) -> jax.Array:
