@@ -17,6 +17,7 @@ from rich.console import Console
 from templar_jax.config_load import Cli, guarded, parse_cli
 from templar_jax.errors import ConfigError, TemplarError
 
+EARLY = "stopped before the first window; the next start goes on from here"
 AT_ONCE = 130  # exit code after a second signal
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     try:
         return run(cli)
     except KeyboardInterrupt:  # before there was a node: nothing is half done that a next start would not finish
-        print("\nstopped before the first window; the next start goes on from here", flush=True)
+        print(f"\n{EARLY}")
         leave(0)
 
 
@@ -60,32 +61,35 @@ def run(cli: Cli) -> int:
     chain = opening.open_chain(pinned, cli.node, home)
     telemetry = open_telemetry(pinned, cli.node, home.metrics, block=opening.position(chain))
     try:
-        asyncio.run(mine(pinned, cli.node, pages, home, chain, telemetry.emit, restarts, cli.args.windows))
+        asyncio.run(mine(pinned, cli.node, pages, home, chain, telemetry, restarts, cli.args.windows))
     finally:
         telemetry.close()
     write_end(Console(), telemetry.meter, home.node / "loss.png", home.metrics, pinned, home.name, cli.args.json)
     return 0
 
 
-async def mine(run, config, pages, home, chain, emit, restarts: int, windows: int | None) -> None:
+async def mine(run, config, pages, home, chain, telemetry, restarts: int, windows: int | None) -> None:
     """Opens the ports, compiles, and runs the node until it is done, fails, or is told to stop."""
     from templar_jax.node import open as opening
     from templar_jax.node.lifecycle import run_node
     from templar_jax.telemetry.events import Noted
 
-    stop = asyncio.Event()
+    stop, emit = asyncio.Event(), telemetry.emit
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, stop, emit)
     world = opening.open_world(config, home, chain, emit, stop)
     await opening.probe(world.bucket)
+
     compiling = asyncio.ensure_future(
-        asyncio.to_thread(opening.open_machine, run, config, pages, lambda text: emit(Noted(text)))
+        asyncio.to_thread(opening.open_machine, run, config, pages, lambda text: emit(Noted(text, "compile")))
     )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([compiling, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not compiling.done():  # a compiler cannot be interrupted, but it has nothing that is worth waiting for
-        raise KeyboardInterrupt
+        telemetry.close()
+        print(EARLY)
+        leave(0)
     machine = compiling.result()
     emit(opening.started_event(machine, home.name, world.hotkey, restarts))
     try:

@@ -25,6 +25,7 @@ from templar_jax.store.disk import write_file
 
 BUCKET_TOKENS = 1 << 24  # tokens of a bucket, about
 BLOCK_TOKENS = 1 << 24  # tokens of a block: changes the pages, so it belongs to the format
+SHOWN_PAGES = 512  # written at once: a slow disk takes seconds for so many files
 MAX_HELDOUT_TOKENS = 1 << 24  # more measures nothing better
 
 Tokens = tuple[np.ndarray, np.ndarray]  # tokens, and the UTF-8 bytes that each stands for
@@ -202,9 +203,10 @@ def _write(
         tokens, sizes = (x.reshape(rows, sequence) for x in reader.take(rows * sequence))
         order = permute(b"templar_jax/block/1" + first.to_bytes(8, "little"), rows, np.arange(rows))
         pages_nPS = tokens[order].reshape(-1, page, sequence)
-        array.write(store, path, first, pages_nPS)
+        for at in range(0, len(pages_nPS), SHOWN_PAGES):
+            array.write(store, path, first + at, pages_nPS[at : at + SHOWN_PAGES])
+            progress(first + min(at + SHOWN_PAGES, len(pages_nPS)))
         sha256 += [hashlib.sha256(one_PS.data).hexdigest() for one_PS in pages_nPS]
         total += int(sizes.sum(dtype=np.int64))
         predicted.append(sizes[order, 1:].sum(axis=1, dtype=np.uint32))
-        progress(first + len(pages_nPS))
     return Written(tuple(sha256), total, np.concatenate(predicted))

@@ -67,8 +67,11 @@ class Display:
 
 
 def draw(view: View, now: float, block: float | None, width: int) -> RenderableType:
-    """The whole display for a console of `width` columns. Pure."""
-    inner = max(30, min(width, 110) - 4)
+    """The whole display for a console of `width` columns. Pure.
+
+    Three columns stay free: where they do not, the terminal's echo of Ctrl-C wraps, and leaves a line behind.
+    """
+    inner = max(30, min(width - 3, 110) - 4)
     parts: list[RenderableType] = []
     if view.window is not None and view.started is not None:
         parts += [
@@ -130,7 +133,7 @@ def status(view: View, now: float, block: float | None) -> str:
 
 
 def _timeline(view: View, started: NodeStarted, now: float, block: float | None, columns: int) -> Text:
-    """One column per fraction of a block; later phases over earlier ones; the deadlines and the cursor below."""
+    """One column per fraction of a block; work over waiting, later over earlier; the deadlines and the cursor below."""
     seconds = started.window_blocks * started.block_seconds
     first = view.opened
     if block is not None:  # the chain knows where the window began
@@ -140,7 +143,7 @@ def _timeline(view: View, started: NodeStarted, now: float, block: float | None,
         return int((time - first) / seconds * columns)
 
     cells: list[str | None] = [None] * columns
-    for segment in view.segments:
+    for segment in sorted(view.segments, key=lambda segment: segment.phase != "wait"):  # work shows through waiting
         start = column(segment.start)
         for at in range(max(0, start), min(columns, max(start, column(segment.end or now)) + 1)):
             cells[at] = segment.phase

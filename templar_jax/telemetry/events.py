@@ -40,6 +40,7 @@ class Noted:
     """Progress outside windows: preparing data, compiling, joining, catching up."""
 
     text: str
+    topic: str = ""  # a newer note of the same topic replaces it on a screen
 
 
 @dataclass(frozen=True)

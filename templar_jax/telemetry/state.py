@@ -57,6 +57,7 @@ class View:
     messages: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MESSAGES))  # (style, text)
     uid: int | None = None
     checkpoint: int | None = None
+    topic: str = ""  # of the newest message, if that may be replaced
     noted: float | None = None  # when the newest note was said, until a phase starts: what is going on meanwhile
     stopped: bool = False
 
@@ -66,10 +67,17 @@ class View:
         return next((segment.phase for segment in reversed(self.segments) if segment.end is None), None)
 
     def see(self, event: Event, time: float) -> None:
+        self._fold(event, time)
+        if isinstance(event, (Noted, Warned, Alarm)):
+            self.topic = event.topic if isinstance(event, Noted) else ""
+
+    def _fold(self, event: Event, time: float) -> None:
         match event:
             case NodeStarted():
                 self.started = event
             case Noted():
+                if event.topic and event.topic == self.topic:
+                    self.messages.pop()
                 self.messages.append(("", printable(event.text)))
                 self.noted = time
             case Registered():

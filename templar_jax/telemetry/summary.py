@@ -45,7 +45,7 @@ def print_summary(console: Console, figures: Mapping[str, Any], files: Mapping[s
     """`files`: what was written where, e.g. {"picture": ..., "events": ...}."""
     lines = rows(figures) + [(name, str(path)) for name, path in (files or {}).items()]
     if console.is_terminal:
-        table = Table(title="summary", show_header=False, title_justify="left")
+        table = Table(title="summary", show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column(style="grey62", no_wrap=True)
         table.add_column(overflow="fold")
         for row in lines:
