@@ -40,6 +40,7 @@ class Inner:
     step: Callable[[Params, Any, Any, int], tuple[Params, Any, Metrics]]
     batch_sharding: NamedSharding
     placement: Placement
+    jitted: Any  # the step as jax.jit made it, index int32 and params in any order: to be lowered by plans and tests
 
 
 def loss_and_grads(run: RunConfig, place: Placement, params: Params, tokens_BS: jax.Array) -> tuple[jax.Array, Params]:
@@ -102,4 +103,4 @@ def make_inner(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Inner:
         params, opt, metrics = compiled(params, opt, tokens_BS, np.int32(step))
         return ordered(run, params), opt, metrics
 
-    return Inner(start, run_step, tokens_at, place)
+    return Inner(start, run_step, tokens_at, place, compiled)

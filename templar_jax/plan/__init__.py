@@ -1,0 +1,1 @@
+"""What a configuration needs on given GPUs, without having them."""

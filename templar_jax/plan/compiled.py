@@ -1,0 +1,138 @@
+"""What XLA itself says: the inner step compiled for GPUs that are not there, in a process of its own.
+
+Needs the CUDA plugin of the same version as jaxlib (`pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`); neither
+a GPU nor CUDA. A process of its own, because XLA's flags are read once and nothing of this may reach a miner.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from templar_jax.config import ComputeConfig, MeshConfig, RunConfig
+from templar_jax.config_check import fit_mesh
+from templar_jax.model.placement import batch_sharding
+from templar_jax.plan.gpus import find, target_config
+from templar_jax.sharding import make_mesh, shardings, table
+from templar_jax.train.inner import make_inner
+from templar_jax.train.optimizer import make_optimizer, optimizer_shardings
+
+TIMEOUT = 900.0  # seconds for one compilation
+FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # both would need the GPU
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Bytes of one device by XLA's own account, and what was compiled."""
+
+    arguments: int
+    temporaries: int
+    attention: str
+    seconds: float  # of compiling
+
+
+def compile_elsewhere(argv: Sequence[str], gpu: str, gpus: int) -> tuple[Compiled | None, str]:
+    """(what XLA says, "") or (None, why not) for the configuration that `argv` names (--config and overrides)."""
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return None, "the CUDA plugin is not installed"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "templar_jax.plan.compiled", gpu, str(gpus), *argv]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"the compiler did not finish ({type(error).__name__})"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return None, (done.stderr.strip().splitlines() or ["the compiler ended without a word"])[-1][:200]
+    return Compiled(**json.loads(lines[-1])), ""
+
+
+def step_shapes(run: RunConfig, mesh: Mesh) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes with shardings of the jitted inner step's arguments: parameters, optimizer, tokens, index."""
+    at, optimizer = shardings(run, mesh), make_optimizer(run)
+    params = {p.name: jax.ShapeDtypeStruct(p.shape, np.float32, sharding=at[p.name]) for p in table(run)}
+    opt = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        jax.eval_shape(optimizer.init, params),
+        optimizer_shardings(run, optimizer, mesh),
+    )
+    tokens_at = batch_sharding(mesh, run.inner.batch, "inner.batch")
+    tokens_BS = jax.ShapeDtypeStruct((run.inner.batch, run.data.sequence), np.int32, sharding=tokens_at)
+    return params, opt, tokens_BS, jax.ShapeDtypeStruct((), np.int32)
+
+
+def compile_step(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
+    """The compiled inner step; nothing is run or allocated."""
+    inner = make_inner(run, compute, mesh)
+    return inner.jitted.lower(*step_shapes(run, mesh)).compile()
+
+
+def _topology(gpu: str, gpus: int) -> list[Any]:
+    from jax.experimental import topologies
+
+    described = topologies.get_topology_desc(
+        platform="cuda", target_config=target_config(find(gpu)), topology=f"1x1x{gpus}"
+    )
+    return list(described.devices)
+
+
+def _assume_cudnn(capability: tuple[int, int]) -> bool:
+    """Lets jax lower cuDNN's attention without a cuDNN to ask for its version. False where jax has changed."""
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as fused  # this process only compiles
+
+        for name in ("check_cudnn_version", "check_compute_capability", "is_cuda_compute_capability_equal"):
+            getattr(fused, name)
+    except (ImportError, AttributeError):
+        return False
+    text = f"{capability[0]}.{capability[1]}"
+    fused.check_cudnn_version = lambda: 91_000  # type: ignore[assignment]
+    fused.check_compute_capability = lambda least: float(least) <= float(text)  # type: ignore[assignment]
+    fused.is_cuda_compute_capability_equal = lambda one: one == text  # type: ignore[assignment]
+    return True
+
+
+def main(argv: list[str]) -> int:
+    """In the process of its own: prints one line of JSON."""
+    import time
+
+    from templar_jax.config_load import parse_cli
+
+    gpu, gpus = argv[0], int(argv[1])
+    cli = parse_cli(argv[2:], "")
+    fitted = fit_mesh(cli.run, cli.node, gpus)
+    mesh = make_mesh(MeshConfig(fitted.fsdp, fitted.tensor), _topology(gpu, fitted.fsdp * fitted.tensor))
+    compute, started = cli.node.compute, time.monotonic()
+    wanted = "cudnn" if compute.attention == "auto" and compute.dtype == "bfloat16" else compute.attention
+    paths = ["cudnn", "blockwise"] if wanted == "cudnn" else ["xla" if wanted == "auto" else wanted]
+    if paths[0] == "cudnn" and not _assume_cudnn(find(gpu).capability):
+        paths.pop(0)
+    for path in paths:
+        try:
+            compiled = compile_step(cli.run, dataclasses.replace(compute, attention=path), mesh)
+        except Exception:
+            if path == paths[-1]:
+                raise
+            continue
+        stats = compiled.memory_analysis()
+        seconds = time.monotonic() - started
+        print(
+            json.dumps(
+                dataclasses.asdict(Compiled(stats.argument_size_in_bytes, stats.temp_size_in_bytes, path, seconds))
+            )
+        )
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

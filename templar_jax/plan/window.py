@@ -1,0 +1,94 @@
+"""Seconds of a window, before it has run: FLOPs at a stated MFU, the payload over a stated link, the timetable.
+
+Everything is measured in seconds from S(w). What is assumed stands in `Assumed`, with where it comes from.
+"""
+
+import math
+from dataclasses import dataclass
+
+from templar_jax.compress.codec import plaintext_bounds
+from templar_jax.compress.tiles import tilings
+from templar_jax.config import NodeConfig, RunConfig
+from templar_jax.model.flops import train_flops_per_token
+from templar_jax.plan.gpus import Gpu
+from templar_jax.sharding import table
+from templar_jax.store.seal import sealed_bytes
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a plan cannot know. The host's rates are those of this program on one core (docs/decisions.md)."""
+
+    mfu: float = 0.40  # model FLOP/s of training over the GPU's peak
+    link: float = 1000e6  # bits/s, up and down alike
+    peers: int = 20  # that contribute, this one included
+    encode: float = 1.1e8  # kept values/s of the codec
+    decode: float = 2.1e8
+    crypto: float = 0.6e9  # bytes/s of sha256 or AES-GCM
+    passes: int = 30  # times that compression, or adding one contribution's group, reads the parameters
+
+
+@dataclass(frozen=True)
+class Window:
+    """Expected times of a window, seconds, and what goes over the link, bytes."""
+
+    flops_per_step: float  # model FLOPs of one inner step
+    step: float
+    payload: int
+    upload: float
+    download: float
+    finish: float  # compress, encode, seal, upload: from the last inner step to the commitment
+    apply: float  # open, decode and add all contributions
+    start: float  # of training, from S(w)
+    room: int  # inner steps that there is time for
+    wanted: int  # H
+    length: float
+
+    @property
+    def steps(self) -> int:
+        """Inner steps that a miner runs: at most H."""
+        return min(self.wanted, self.room)
+
+    @property
+    def utilisation(self) -> float:
+        """Share of a window in which inner steps run."""
+        return self.steps * self.step / self.length
+
+
+def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assumed: Assumed) -> Window:
+    """The window of a miner with `devices` such GPUs."""
+    elements = sum(math.prod(param.shape) for param in table(run))
+    kept = sum(tiling.kept for tiling in tilings(run).values())
+    tokens = run.inner.batch * run.data.sequence
+    flops = tokens * train_flops_per_token(run.model, run.data.sequence)
+    peak = gpu.flops if node.compute.dtype == "bfloat16" else gpu.flops / 2  # float32 matmuls run as TF32
+    step = flops / (peak * assumed.mfu * devices)
+
+    payload = sealed_bytes(plaintext_bounds(run)[1])
+    others = max(0, min(assumed.peers, run.max_contributors) - 1)
+    upload, download = 8 * payload / assumed.link, others * 8 * payload / assumed.link
+    touch = assumed.passes * 4 * elements / devices / gpu.bandwidth
+    finish = touch + kept / assumed.encode + 3 * payload / assumed.crypto + upload  # hash, encrypt, hash
+    apply = (others + 1) * (touch / assumed.passes * 3 + kept / assumed.decode + 3 * payload / assumed.crypto)
+
+    w, seconds = run.window, node.network.block_seconds
+    finality = node.network.finality
+    length = w.blocks * seconds
+    opened = max(w.keys * seconds, w.deadline * seconds + download)
+    known = max((w.manifest + 1 + finality) * seconds, opened) + apply
+    start = max(0.0, known - length)
+    training = (w.deadline - w.commit_lead) * seconds - finish - start
+    room = max(0, math.floor(training / step))
+    return Window(
+        flops_per_step=flops,
+        step=step,
+        payload=payload,
+        upload=upload,
+        download=download,
+        finish=finish,
+        apply=apply,
+        start=start,
+        room=room,
+        wanted=run.inner.steps,
+        length=length,
+    )
