@@ -83,3 +83,14 @@ def candidates(
             neuron = ranked[rank]
             found.append(Candidate(rank, neuron.uid, neuron.hotkey, parsed.locator, parsed.message, commitment.block))
     return tuple(found)
+
+
+def equivocations(found: Iterable[Candidate]) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """(uid, blocks of the first two) of every leader with two different manifests among a window's candidates."""
+    first: dict[int, Candidate] = {}
+    proofs: dict[int, tuple[int, int]] = {}
+    for candidate in found:
+        earlier = first.setdefault(candidate.uid, candidate)
+        if earlier.message.manifest_sha256 != candidate.message.manifest_sha256:
+            proofs.setdefault(candidate.uid, (earlier.block, candidate.block))
+    return tuple(sorted(proofs.items()))

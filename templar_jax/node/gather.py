@@ -1,83 +1,40 @@
 """Fetching what peers uploaded. Each peer is handled in its own boundary: a bad one costs itself only.
 
-Ciphertexts are fetched between D(w) and K(w), from the owner's bucket first, then from a mirror; the chain's
-hash decides whether the bytes are the right ones. Nothing here touches a device.
+Ciphertexts are fetched between D(w) and K(w), from the owner's bucket first, then from mirrors; the chain's hash
+decides whether the bytes are the right ones. Nothing here touches a device.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
 from templar_jax.compress.codec import decode, plaintext_bounds
 from templar_jax.config import RunConfig
 from templar_jax.errors import RefusedError, StoreError
 from templar_jax.node.forkchoice import Claim
+from templar_jax.node.patience import first_of
 from templar_jax.node.world import Node, Opened, World
 from templar_jax.store import contribution, parts, seal
 from templar_jax.store.bucket import Reader
+from templar_jax.telemetry.events import Warned
+
+T = TypeVar("T")
+
+WRONG = 2  # times that a source may serve wrong bytes (a torn answer) before its peer is given up
+MIN_TRY = 1.0  # seconds
 
 
-@dataclass(frozen=True)
-class Source:
-    """One place where a sealed object may lie."""
-
-    locator: str
-    key: str  # of the object in that bucket
+def cache_key(claim: Claim, window: int) -> tuple[int, int, bytes]:
+    """Names a claimed object in a node's caches. The uid is part of it: a hash that two uids commit to is one's own
+    object and the other's theft, and only the header tells whose."""
+    return window, claim.uid, claim.sealed_sha256
 
 
-def sources(claim: Claim, mirrors: Iterable[str], window: int) -> list[Source]:
-    """The owner's bucket first, then every mirror."""
-    own = Source(claim.locator, contribution.sealed_key(window))
-    return [own, *(Source(m, contribution.mirror_key(window, claim.uid)) for m in mirrors if m != claim.locator)]
-
-
-async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window: int, seconds: float) -> bytes:
-    """The sealed object whose sha256 the chain holds, from the first source that has it.
-
-    Args:
-      seconds: time limit of each source.
-
-    Raises:
-      RefusedError: no source served the right bytes in time; `reason` is the first source's.
-    """
-    if claim.sealed_sha256 in node.sealed:
-        return node.sealed[claim.sealed_sha256]
-    low, high = (seal.sealed_bytes(size) for size in plaintext_bounds(node.run))
-    first: RefusedError | None = None
-    for source in sources(claim, mirrors, window):
-        try:
-            reader = _reader(node.world, source.locator)
-            sealed = await parts.download(reader, source.key, low, high, timeout=seconds)
-            check(node.run, claim, window, sealed)
-        except RefusedError as error:
-            first = first or error
-        except StoreError as error:
-            first = first or RefusedError("fetch", str(error))
-        else:
-            node.sealed[claim.sealed_sha256] = sealed
-            return sealed
-    assert first is not None  # there is always the owner's bucket
-    raise first
-
-
-def _reader(world: World, locator: str) -> Reader:
+def reader_of(world: World, locator: str) -> Reader:
+    """The bucket at `locator`; the node's own where it is that. StoreError where it is unusable."""
     return world.bucket if locator == world.bucket.locator else world.open_reader(locator)
-
-
-async def fetch_all(
-    node: Node, claims: Iterable[Claim], window: int, seconds: float
-) -> dict[int, bytes | RefusedError]:
-    """Every claimed ciphertext, or why there is none, by uid. Downloads run side by side."""
-
-    async def one(claim: Claim) -> bytes | RefusedError:
-        try:
-            return await fetch_sealed(node, claim, (), window, seconds)
-        except RefusedError as error:
-            return error
-
-    chosen = list(claims)
-    results = await asyncio.gather(*(one(claim) for claim in chosen))
-    return {claim.uid: result for claim, result in zip(chosen, results, strict=True)}
 
 
 def check(run: RunConfig, claim: Claim, window: int, sealed: bytes) -> seal.Header:
@@ -91,9 +48,107 @@ def check(run: RunConfig, claim: Claim, window: int, sealed: bytes) -> seal.Head
     return header
 
 
+async def one_peer(world: World, uid: int, work: Awaitable[T]) -> T | RefusedError:
+    """The result of `work` on one peer's bytes, or why there is none. An error of ours in it costs that peer only."""
+    try:
+        return await work
+    except RefusedError as error:
+        return error
+    except StoreError as error:
+        return RefusedError("fetch", str(error))
+    except Exception as error:  # the boundary of one peer: whatever its bytes set off ends here
+        world.emit(Warned(f"uid {uid}: its bytes set off {type(error).__name__}: {error}: report this"))
+        return RefusedError("error", f"{type(error).__name__}: {error}")
+
+
+async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window: int, seconds: float) -> bytes:
+    """The sealed object whose sha256 the chain holds.
+
+    The owner's bucket is asked first; where it has not answered after one block, the mirrors are asked beside it.
+
+    Args:
+      mirrors: locators.
+      seconds: time limit of each source.
+
+    Raises:
+      RefusedError: no source served the right bytes in time; `reason` is the first failure's.
+    """
+    known = node.sealed.get(cache_key(claim, window))
+    if known is not None:
+        return known
+    mirror = contribution.mirror_key(window, claim.uid)
+    places = [(claim.locator, contribution.sealed_key(window)), *((m, mirror) for m in mirrors if m != claim.locator)]
+
+    async def download(locator: str, key: str) -> bytes:
+        low, high = (seal.sealed_bytes(size) for size in plaintext_bounds(node.run))
+        sealed = await parts.download(reader_of(node.world, locator), key, low, high, timeout=seconds)
+        check(node.run, claim, window, sealed)
+        return sealed
+
+    async def attempt(locator: str, key: str) -> bytes:
+        found = await one_peer(node.world, claim.uid, download(locator, key))
+        if isinstance(found, RefusedError):
+            raise found
+        return found
+
+    attempts = [partial(attempt, locator, key) for locator, key in places]
+    sealed = await first_of(attempts, stagger=node.world.chain.block_seconds)
+    node.sealed[cache_key(claim, window)] = sealed
+    return sealed
+
+
+async def persist(world: World, until: float, ask: Callable[[float], Awaitable[T]]) -> T:
+    """Asks again every half block until clock time `until`; `ask` takes its own time limit in seconds.
+
+    Each try has half of the time that is left, so that one that hangs is not the last. Wrong bytes end it sooner.
+
+    Raises: the last RefusedError (reason "fetch" where nobody answered).
+    """
+    wrong = 0
+    while True:
+        seconds = max(MIN_TRY, (until - world.clock.time()) / 2)
+        try:
+            return await ask(seconds)
+        except (RefusedError, StoreError) as error:
+            refused = error if isinstance(error, RefusedError) else RefusedError("fetch", str(error))
+            wrong += refused.reason != "fetch"
+        pause = world.chain.block_seconds / 2
+        if wrong > WRONG or world.clock.time() + pause >= until:
+            raise refused
+        await world.clock.sleep(pause)
+
+
+async def fetch_ciphertexts(node: Node, claims: Iterable[Claim], window: int, until: float) -> None:
+    """Brings the claimed ciphertexts into `node.sealed`, side by side, as far as their owners serve them in time."""
+
+    async def one(claim: Claim) -> None:
+        asked = persist(node.world, until, lambda seconds: fetch_sealed(node, claim, (), window, seconds))
+        await one_peer(node.world, claim.uid, asked)
+
+    await asyncio.gather(*(one(claim) for claim in claims))
+
+
+async def fetch_key(node: Node, claim: Claim, window: int, header: seal.Header, until: float) -> bytes:
+    """The key that opens the object, as soon as its owner publishes it. RefusedError ("no-key" or "key") if never."""
+
+    async def ask(seconds: float) -> bytes:
+        reader = reader_of(node.world, claim.locator)
+        key = await contribution.fetch_key(reader, window, min(seconds, node.world.chain.block_seconds))
+        if hashlib.sha256(key).digest() != header.key_sha256:
+            raise RefusedError("key", "its hash is not the one in the header")
+        return key
+
+    try:
+        return await persist(node.world, until, ask)
+    except RefusedError as error:
+        if error.reason == "fetch":
+            raise RefusedError("no-key", str(error)) from error
+        raise
+
+
 async def open_contribution(node: Node, claim: Claim, window: int, sealed: bytes, key: bytes) -> Opened:
     """Decrypts, checks and decodes one sealed object. RefusedError on anything that is off."""
-    known = node.opened.get(claim.sealed_sha256)
+    known = node.opened.get(cache_key(claim, window))
     if known is not None and known.key == key:
         return known
 
@@ -102,24 +157,5 @@ async def open_contribution(node: Node, claim: Claim, window: int, sealed: bytes
         return Opened(key, header, decode(node.run, seal.open_sealed(sealed, key, header)))
 
     opened = await node.world.clock.spend("open", node.world.costs.open, work)
-    node.opened[claim.sealed_sha256] = opened
+    node.opened[cache_key(claim, window)] = opened
     return opened
-
-
-async def fetch_keys(node: Node, claims: Mapping[int, Claim], window: int, until: int) -> dict[int, bytes]:
-    """Published keys by uid: asks again every block for those still missing, up to block `until`."""
-    world = node.world
-    found: dict[int, bytes] = {}
-
-    async def one(claim: Claim) -> None:
-        try:
-            reader = _reader(world, claim.locator)
-            found[claim.uid] = await contribution.fetch_key(reader, window, timeout=world.chain.block_seconds * 2)
-        except (StoreError, RefusedError):
-            return  # not there yet, or never
-
-    while True:
-        await asyncio.gather(*(one(claim) for uid, claim in claims.items() if uid not in found))
-        if len(found) == len(claims) or world.stop.is_set() or await world.chain.head() >= until:
-            return found
-        await world.clock.sleep(world.chain.block_seconds / 2)

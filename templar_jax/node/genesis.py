@@ -6,7 +6,7 @@ from templar_jax.chain.messages import GenesisMessage, encode_commitment, parse_
 from templar_jax.chain.wait import until_final
 from templar_jax.config import RunConfig
 from templar_jax.errors import ConfigError
-from templar_jax.node.history import Stopped
+from templar_jax.node.patience import Stopped
 from templar_jax.node.timetable import Timetable, window_of
 from templar_jax.node.world import World
 

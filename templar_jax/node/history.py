@@ -1,49 +1,31 @@
-"""From theta_w to theta_{w+1}: find the canonical manifest of window w, check it, apply it.
+"""From theta_w to theta_{w+1}: find the canonical manifest of window w and apply it.
 
 The same code serves the live loop, catching up after a restart, and a joiner.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 from templar_jax.chain.messages import ManifestMessage, parse_commitment
 from templar_jax.chain.port import Neuron
 from templar_jax.chain.wait import until_final
-from templar_jax.compress.packed import Packed
 from templar_jax.config import RunConfig
 from templar_jax.errors import RefusedError, StoreError
 from templar_jax.node import forkchoice
 from templar_jax.node.forkchoice import Candidate, Claim
-from templar_jax.node.gather import fetch_sealed, open_contribution
+from templar_jax.node.judge import Foreign, Verdict, doubts, judge
+from templar_jax.node.patience import Stopped, insist
 from templar_jax.node.timetable import Timetable, window_of
 from templar_jax.node.world import GlobalState, Node, World
 from templar_jax.store import contribution
-from templar_jax.store.manifest import Manifest, decode_manifest, manifest_hash, max_manifest_bytes, verify_manifest
+from templar_jax.store.manifest import encode_manifest, manifest_hash
 from templar_jax.telemetry.events import Alarm, ManifestApplied, Warned
 
-
-class Stopped(Exception):
-    """The node was asked to stop while it waited."""
+FOREIGN_WINDOWS = 2  # led by others only, on another history, until this node gives up its own
 
 
 class Diverged(Exception):
-    """A canonical manifest continues another, longer history than this node's."""
-
-    def __init__(self, candidate: Candidate, detail: str) -> None:
-        super().__init__(detail)
-        self.candidate = candidate
-
-
-class Unavailable(RefusedError):
-    """Something that the canonical history needs is served by nobody at present."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A canonical manifest with everything that it takes to apply it."""
-
-    candidate: Candidate
-    manifest: Manifest
-    contributions: dict[int, dict[str, Packed]]  # by uid, opened and decoded
+    """Window after window, nobody continues this node's history and others continue another one."""
 
 
 async def window_claims(world: World, run: RunConfig, window: int) -> tuple[Claim, ...]:
@@ -59,6 +41,17 @@ async def ranked_leaders(world: World, run: RunConfig, window: int, claims: tupl
     """Leaders of `window` by rank, as of D(w)."""
     metagraph = await world.chain.metagraph(Timetable(window, run.window).deadline)
     return forkchoice.leaders(metagraph, claims, run.window.leaders)
+
+
+async def window_candidates(
+    world: World, run: RunConfig, window: int, newest: int, claims: tuple[Claim, ...]
+) -> tuple[Candidate, ...]:
+    """Manifests that leaders of `window` committed in their slots, up to block `newest`, in chain order."""
+    timetable = Timetable(window, run.window)
+    commitments = await world.chain.commitments(timetable.manifest, min(newest, timetable.manifest_end - 1))
+    if not commitments:
+        return ()
+    return forkchoice.candidates(commitments, await ranked_leaders(world, run, window, claims), timetable)
 
 
 async def catch_up(node: Node) -> None:
@@ -78,121 +71,102 @@ async def catch_up(node: Node) -> None:
             return
         commitments = await world.chain.commitments(first.manifest, finalized)
         messages = [parsed.message for c in commitments if (parsed := parse_commitment(c.fields)) is not None]
-        led = {m.window for m in messages if isinstance(m, ManifestMessage) and m.window >= first.window}
-        target = min(led, default=decided + 1)
-        if target > node.state.window:
-            node.state = replace(node.state, window=min(target, decided + 1))
-            continue
-        await advance(node, await canonical(node, node.state.window))
+        led = {m.window for m in messages if isinstance(m, ManifestMessage)}
+        for window in sorted(w for w in led if first.window <= w <= decided):
+            node.state = replace(node.state, window=window)
+            await advance(node, await canonical(node, window))
+        node.state = replace(node.state, window=decided + 1)
 
 
 async def canonical(node: Node, window: int) -> Verdict | None:
-    """The canonical manifest of `window`, or None for an empty one. Waits for finality, never beyond M(w)+n*g.
+    """The canonical manifest of `window`, or None for an empty one. Waits for finality, and a grace of one slot more.
 
-    A manifest that is committed but served by nobody is waited for one more window; then the window counts as
-    empty here, and if others did apply it the next manifest says so (`Diverged`).
+    Why nodes agree: candidates, their order and the claims are read from finalised blocks, and "invalid" is what the
+    right bytes show (see judge), so two nodes differ only in what they are *served*. The first candidate that is not
+    invalid is waited for as long as there is patience; whoever gets hold of a manifest puts a copy into its own
+    bucket, where the others look for it, and leaders of all ranks mirror ciphertexts. So a manifest that is served to
+    anyone before its window's last slot is over reaches everyone within the grace.
+
+    Why nobody waits for ever: once the last slot is final and the grace is over, what is not served is passed over,
+    and the next candidate, or the empty window, counts. (The leader of the next rank commits its own manifest when it
+    cannot get a valid one of a lower rank.) A leader that serves one node alone in the last moment can make it differ
+    from the rest: that node, like one whose link was down, sees the others' next manifests as foreign and rejoins.
 
     Raises:
       Stopped, Diverged, ChainError.
     """
     world, timetable = node.world, node.timetable(window)
-    end = timetable.manifest_end
+    end, grace = timetable.manifest_end, node.run.window.leader_slot
+    give_up = max(world.clock.time(), await world.chain.eta(end + grace)) + grace * world.chain.block_seconds
     settled: set[bytes] = set()  # manifest hashes that are judged and out
+    foreign = False
     while True:
         finalized = await world.chain.finalized()
-        commitments = await world.chain.commitments(timetable.manifest, min(finalized, end - 1))
-        waiting = False
-        if commitments:
-            claims = await window_claims(world, node.run, window)
-            ranked = await ranked_leaders(world, node.run, window, claims)
-            for candidate in forkchoice.candidates(commitments, ranked, timetable):
-                if candidate.message.manifest_sha256 in settled:
-                    continue
-                try:
-                    return await _judge(node, candidate, claims)
-                except (StoreError, Unavailable) as error:
-                    waiting = True
-                    if finalized >= end - 1:
-                        world.emit(Warned(f"window {window}: manifest of uid {candidate.uid} not served: {error}"))
-                    break  # an earlier candidate may still turn out valid: later ones must wait
-                except RefusedError as error:
-                    settled.add(candidate.message.manifest_sha256)
-                    world.emit(Alarm(window, f"manifest-{error.reason}", candidate.uid, str(error)))
-        if finalized >= end - 1 and (not waiting or finalized >= end + node.run.window.blocks):
-            return None
+        over = finalized >= end - 1
+        patient = finalized < end + grace or world.clock.time() < give_up
+        unserved = False
+        claims = await window_claims(world, node.run, window) if finalized >= timetable.manifest else ()
+        for candidate in await window_candidates(world, node.run, window, finalized, claims):
+            if candidate.message.manifest_sha256 in settled:
+                continue
+            seconds = max(give_up - world.clock.time(), grace * world.chain.block_seconds)
+            try:
+                verdict = await judge(node, candidate, claims, seconds)
+            except StoreError as error:
+                unserved = True
+                if patient:
+                    break  # it may still turn out valid: later ones must wait
+                world.emit(Warned(f"window {window}: manifest of uid {candidate.uid} passed over: {error}"))
+            except RefusedError as error:
+                settled.add(candidate.message.manifest_sha256)
+                foreign |= isinstance(error, Foreign)
+                world.emit(Alarm(window, f"manifest-{error.reason}", candidate.uid, str(error)))
+            else:
+                node.foreign = 0
+                await _accept(node, verdict, claims)
+                return verdict
+        if over and not (unserved and patient):
+            break
         if not await until_final(world.chain, world.clock, finalized + 1, world.stop):
             raise Stopped
-
-
-async def _judge(node: Node, candidate: Candidate, claims: tuple[Claim, ...]) -> Verdict:
-    """The candidate's manifest with its contributions opened, if all of it is valid.
-
-    Raises:
-      StoreError, Unavailable: something is not served at present; RefusedError: invalid for ever; Diverged.
-    """
-    manifest = await _fetch_manifest(node, candidate)
-    _check(node, manifest, candidate, claims)
-    return Verdict(candidate, manifest, await _open_all(node, manifest, candidate, claims))
-
-
-async def _fetch_manifest(node: Node, candidate: Candidate) -> Manifest:
-    world = node.world
-    own = candidate.locator == world.bucket.locator
-    reader = world.bucket if own else world.open_reader(candidate.locator)
-    key = contribution.manifest_key(candidate.message.window, candidate.message.manifest_sha256)
-    data = await reader.get(key, max_manifest_bytes(node.run.max_contributors), timeout=10 * world.chain.block_seconds)
-    return decode_manifest(data)
-
-
-def _check(node: Node, manifest: Manifest, candidate: Candidate, claims: tuple[Claim, ...]) -> None:
-    """RefusedError (with a provable reason) unless the manifest may follow this node's state; or Diverged."""
-    run, state, message = node.run, node.state, candidate.message
-    if manifest_hash(manifest) != message.manifest_sha256:
-        raise RefusedError("hash", "the object is not what its leader committed")
-    if not verify_manifest(manifest, candidate.hotkey):
-        raise RefusedError("signature", "the leader's signature does not verify")
-    if manifest.run_id != bytes.fromhex(run.run_id) or manifest.window != message.window:
-        raise RefusedError("run", "the manifest is of another run or window")
-    if len(manifest.accepted) > run.max_contributors:
-        raise RefusedError("size", f"{len(manifest.accepted)} contributions, at most {run.max_contributors}")
-    notarised = {claim.uid: claim for claim in claims}
-    for entry in manifest.accepted:
-        claim = notarised.get(entry.uid)
-        if claim is None or claim.hotkey != entry.hotkey or claim.sealed_sha256 != entry.sealed_sha256:
-            raise RefusedError("late", f"uid {entry.uid} has no such commitment on chain by the deadline")
-    found = (manifest.predecessor, manifest.outer_step, manifest.root)
-    if found != (state.predecessor, state.outer_step, state.root):
-        detail = (
-            f"it follows outer step {manifest.outer_step} with root {manifest.root.hex()[:16]}, "
-            f"this node stands at {state.outer_step} with root {state.root.hex()[:16]}"
+    node.foreign += foreign  # an empty window says nothing
+    if foreign and node.foreign >= FOREIGN_WINDOWS:
+        raise Diverged(
+            f"in {node.foreign} windows no leader continued outer step {node.state.outer_step} as it is here"
         )
-        if manifest.outer_step > state.outer_step:
-            raise Diverged(candidate, detail)
-        raise RefusedError("history", detail)
+    return None
 
 
-async def _open_all(
-    node: Node, manifest: Manifest, candidate: Candidate, claims: tuple[Claim, ...]
-) -> dict[int, dict[str, Packed]]:
-    """The listed contributions, decoded, by uid. Every one must open: the leader vouched for it."""
-    by_uid = {claim.uid: claim for claim in claims}
-    seconds = 30 * node.world.chain.block_seconds
-    contributions = {}
-    for entry in manifest.accepted:
-        try:
-            sealed = await fetch_sealed(node, by_uid[entry.uid], (candidate.locator,), manifest.window, seconds)
-        except RefusedError as error:
-            raise Unavailable("unavailable", f"contribution of uid {entry.uid}: {error}") from error
-        opened = await open_contribution(node, by_uid[entry.uid], manifest.window, sealed, entry.key)
-        if opened.header.plaintext_sha256 != entry.plaintext_sha256:
-            raise RefusedError("plaintext", f"uid {entry.uid}: the manifest lists another plaintext")
-        contributions[entry.uid] = opened.packed
-    return contributions
+async def _accept(node: Node, verdict: Verdict, claims: tuple[Claim, ...]) -> None:
+    """Passes the manifest on, for nodes that its leader does not serve, and says what it seems to leave out."""
+    world, manifest, candidate = node.world, verdict.manifest, verdict.candidate
+    for kind, text in doubts(node, verdict, claims):
+        world.emit(Alarm(manifest.window, kind, candidate.uid, text))
+    if candidate.hotkey == world.hotkey:
+        return
+    key = contribution.manifest_key(manifest.window, manifest_hash(manifest))
+    until = world.clock.time() + world.chain.block_seconds
+    put = partial(world.bucket.put, key, encode_manifest(manifest))
+    await insist(world, put, until, f"window {manifest.window}: passing on the manifest")
+
+
+async def watch_leaders(node: Node, window: int) -> None:
+    """Raises an alarm about each leader that committed to two manifests of `window`. Its slots must be over."""
+    world = node.world
+    newest = await world.chain.finalized()
+    if node.timetable(window).seed_block < 0 or newest < node.timetable(window).manifest_end - 1:
+        return
+    claims = await window_claims(world, node.run, window)
+    for uid, blocks in forkchoice.equivocations(await window_candidates(world, node.run, window, newest, claims)):
+        text = f"two manifests of window {window}, committed in blocks {blocks[0]} and {blocks[1]}"
+        world.emit(Alarm(window, "two-manifests", uid, text))
 
 
 async def advance(node: Node, verdict: Verdict | None) -> None:
     """Applies the canonical manifest of the state's window (None: the window is empty) to `node.state`."""
     world, state = node.world, node.state
+    node.sealed.clear()
+    node.opened.clear()
     if verdict is None:
         node.state = replace(state, window=state.window + 1)
         world.emit(ManifestApplied(state.window, state.outer_step, (), (), state.root.hex()))
@@ -216,5 +190,3 @@ async def advance(node: Node, verdict: Verdict | None) -> None:
     world.emit(
         ManifestApplied(state.window, node.state.outer_step, accepted, verdict.manifest.refused, node.state.root.hex())
     )
-    node.sealed.clear()
-    node.opened.clear()

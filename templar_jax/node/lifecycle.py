@@ -1,12 +1,18 @@
 """A node from its start to its stop."""
 
+import contextlib
+
+from templar_jax.chain.wait import until_final
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
+from templar_jax.errors import TemplarError
 from templar_jax.node import resume
 from templar_jax.node.engine import Engine
 from templar_jax.node.genesis import join_or_start
-from templar_jax.node.history import Diverged, Stopped, catch_up
+from templar_jax.node.history import Diverged, catch_up
 from templar_jax.node.miner import emit_heldout, run_window
+from templar_jax.node.patience import Stopped
+from templar_jax.node.timetable import window_of
 from templar_jax.node.world import Node, World
 from templar_jax.telemetry.events import NodeStopped, Registered, Warned
 
@@ -34,21 +40,43 @@ async def run_node(
         await emit_heldout(node)
     except Stopped:
         reason = "asked to"
-    await resume.save(node)
-    await resume.finish(node)
-    world.emit(NodeStopped(node.state.window, node.state.root.hex(), reason))
+    except TemplarError as error:
+        world.emit(Warned(f"ending: {error}"))
+        with contextlib.suppress(TemplarError):  # the first error is the one to tell
+            await _end(node, "failed")
+        raise
+    finally:  # also where the process's end comes as a cancellation
+        if node.tidying is not None:
+            node.tidying.cancel()
+    await _end(node, reason)
     return node
 
 
+async def _end(node: Node, reason: str) -> None:
+    await resume.save(node)
+    await resume.finish(node)
+    node.world.emit(NodeStopped(node.state.window, node.state.root.hex(), reason))
+
+
 async def _run(node: Node, windows: int | None) -> None:
-    done = 0
+    """`windows` counts those in which the chain took this node's contribution."""
+    world, done = node.world, 0
+    rejoined = -1  # the window of the chain in which this node last changed its history
     while windows is None or done < windows:
         try:
             await catch_up(node)
             done += await run_window(node)
         except Diverged as fork:
-            node.world.emit(Warned(f"this node's history was left by the others: {fork}; starting from a checkpoint"))
-            await resume.rejoin(node, fork.candidate)
+            present = window_of(await world.chain.head(), node.run.window)
+            if present == rejoined:  # in vain: nothing better is served at present
+                world.emit(Warned(f"{fork}; trying again in window {present + 1}"))
+                if not await until_final(world.chain, world.clock, node.timetable(present + 1).start, world.stop):
+                    raise Stopped from fork
+                present += 1
+            else:
+                world.emit(Warned(f"this node's history was left by the others: {fork}"))
+            rejoined = present
+            await resume.rejoin(node)
             continue
         if node.state.window % node.config.checkpoint_every == 0:
             await resume.save(node)

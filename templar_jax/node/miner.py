@@ -2,9 +2,15 @@
 
 theta_w known -> train -> compress -> seal -> upload -> commit -> [D(w)] publish the key -> lead if it is
 this node's turn -> canonical manifest -> theta_{w+1}
+
+What goes wrong with the own bucket, the own seal or a commitment costs this window's contribution and is said; the
+node goes on.
 """
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +20,13 @@ from templar_jax.chain.wait import until_final
 from templar_jax.compress.codec import encode
 from templar_jax.data.assign import assigned
 from templar_jax.data.loader import Loader, make_loader, restore_loader
-from templar_jax.errors import ChainError
+from templar_jax.errors import ChainError, StoreError
 from templar_jax.node import resume
 from templar_jax.node.engine import Params, copy, heldout_nats
-from templar_jax.node.history import Stopped, advance, canonical, window_claims
+from templar_jax.node.gather import cache_key, fetch_ciphertexts
+from templar_jax.node.history import advance, canonical, watch_leaders, window_claims
 from templar_jax.node.lead import lead, my_rank
+from templar_jax.node.patience import Stopped, bounded, insist
 from templar_jax.node.seals import SavedSeal
 from templar_jax.node.world import Node, Partial
 from templar_jax.store import contribution, parts
@@ -45,16 +53,27 @@ async def run_window(node: Node) -> bool:
     timetable = node.timetable(window)
     with world.phase("wait", window):
         await _wait(until_final(world.chain, world.clock, timetable.seed_block, world.stop))
-    sealed = await _contribute(node, window)
-    if sealed is not None:
-        await _reveal_and_lead(node, window, sealed)
-    with world.phase("wait", window):
-        verdict = await canonical(node, window)
+    try:
+        saved = await _contribute(node, window)
+    except StoreError as error:  # a damaged seal, a full disk
+        world.emit(Warned(f"window {window}: no contribution: {error}"))
+        saved = None
+    idle = asyncio.ensure_future(emit_heldout(node))  # in the time that is idle anyway; it must not delay the key
+    try:
+        contributed = await _reveal_and_lead(node, window, saved)
+        with world.phase("wait", window):
+            verdict = await canonical(node, window)
+        await idle
+    finally:
+        idle.cancel()
+        await asyncio.gather(idle, return_exceptions=True)
     await _prefetch(node, window + 1)
     with world.phase("apply", window):
         await advance(node, verdict)
-    world.seals.prune(window - 1)
-    return sealed is not None
+    newest = world.seals.newest()
+    if newest is not None:  # it stays: it shows a restart which contribution was the last
+        world.seals.prune(min(window - 1, newest))
+    return contributed
 
 
 async def _wait(waiting) -> None:
@@ -63,7 +82,10 @@ async def _wait(waiting) -> None:
 
 
 async def _contribute(node: Node, window: int) -> SavedSeal | None:
-    """Trains, seals, uploads and commits in time; None where there is nothing to contribute or no time for it."""
+    """Trains, seals, uploads and commits in time; None where there is nothing to contribute or no time for it.
+
+    Raises StoreError (the own disk), Stopped.
+    """
     world, timetable = node.world, node.timetable(window)
     saved = world.seals.load(window)  # sealed before a restart: revealed as it is, never replaced
     if saved is None:
@@ -84,9 +106,9 @@ async def _contribute(node: Node, window: int) -> SavedSeal | None:
             saved = await _seal(node, window, trained, plaintext)
     else:
         started = world.clock.time()
-    committed = await _upload_and_commit(node, window, saved)
+    await _upload_and_commit(node, window, saved)
     node.finish_seconds = max(world.clock.time() - started, 0.5 * node.finish_seconds)
-    return saved if committed else None
+    return saved
 
 
 async def _slot(node: Node, window: int) -> tuple[int | None, bytes]:
@@ -184,49 +206,65 @@ async def _seal(node: Node, window: int, trained: Trained, plaintext: bytes) -> 
     return saved
 
 
-async def _upload_and_commit(node: Node, window: int, saved: SavedSeal) -> bool:
-    """True once the hash stands on chain at or before D(w)."""
+async def _upload_and_commit(node: Node, window: int, saved: SavedSeal) -> None:
+    """Puts the hash on chain at or before D(w), with the object in the bucket before. What fails is said."""
     world, timetable = node.world, node.timetable(window)
     digest = sealed_hash(saved.sealed)
-    node.sealed[digest] = saved.sealed
-    message = encode_commitment(world.bucket.locator, SealMessage(window, digest))
     with world.phase("commit", window):
-        await parts.upload(world.bucket, contribution.sealed_key(window), saved.sealed)
-        if await _on_chain(node, window, digest):
-            return True  # committed before a restart
-        head = await world.chain.head()  # a commitment stands in the block after it
+        if await _claimed(node, window, digest):
+            return  # committed before a restart, and uploaded before that
+        last = await world.chain.eta(timetable.deadline)  # a commitment stands in the block after the head
+        upload = partial(parts.upload, world.bucket, contribution.sealed_key(window), saved.sealed)
+        if world.clock.time() < last and not await insist(world, upload, last, f"window {window}: the upload"):
+            return
+        head = await world.chain.head()
         if head + 1 > timetable.deadline:
-            world.emit(Warned(f"window {window}: sealed at block {head}, after the deadline {timetable.deadline}"))
-            return False
+            world.emit(Warned(f"window {window}: sealed at block {head}, too late for block {timetable.deadline}"))
+            return
         try:
-            await world.chain.commit(world.key, message)
+            message = SealMessage(window, digest)
+            await world.chain.commit(world.key, encode_commitment(world.bucket.locator, message))
         except ChainError as error:
             world.emit(Warned(f"window {window}: the chain refused the commitment: {error}"))
-            return False
+            return
         world.emit(Committed(window, await world.chain.head()))
-    return True
 
 
-async def _on_chain(node: Node, window: int, digest: bytes) -> bool:
+async def _claimed(node: Node, window: int, digest: bytes) -> bool:
+    """True if the chain holds that hash as this node's claim of `window`."""
     claims = await window_claims(node.world, node.run, window)
     return any(claim.hotkey == node.world.hotkey and claim.sealed_sha256 == digest for claim in claims)
 
 
-async def _reveal_and_lead(node: Node, window: int, saved: SavedSeal) -> None:
-    """After D(w) is final: the key is published, and the window closed if that is this node's duty."""
+async def _reveal_and_lead(node: Node, window: int, saved: SavedSeal | None) -> bool:
+    """After D(w) is final: the key is published, and the window closed if that is this node's duty.
+
+    Who does not lead fetches the ciphertexts meanwhile: they will be needed, and show what the leader could see.
+    Returns True if the chain holds this node's contribution.
+    """
     world, timetable = node.world, node.timetable(window)
-    await emit_heldout(node)  # in the time that is idle anyway, as is the next line
-    await resume.publish(node)
+    resume.tidy(node)
     with world.phase("wait", window):
         await _wait(until_final(world.chain, world.clock, timetable.deadline, world.stop))
-    with world.phase("reveal", window):
-        await contribution.publish_key(world.bucket, window, saved.key)
-        world.emit(Revealed(window))
-    claims = await window_claims(node.world, node.run, window)
+    manifest_due = await world.chain.eta(timetable.manifest)
+    claims = await window_claims(world, node.run, window)
+    own = next((claim for claim in claims if claim.hotkey == world.hotkey), None)
+    contributed = saved is not None and own is not None and own.sealed_sha256 == sealed_hash(saved.sealed)
+    if saved is not None and own is not None and contributed:
+        node.sealed[cache_key(own, window)] = saved.sealed
+        with world.phase("reveal", window):
+            publish = partial(contribution.publish_key, world.bucket, window, saved.key)
+            if await insist(world, publish, manifest_due, f"window {window}: publishing the key"):
+                world.emit(Revealed(window))
+    await watch_leaders(node, window - 1)
     rank = await my_rank(node, window, claims)
     if rank is not None:
         with world.phase("lead", window):
             await lead(node, window, claims, rank)
+    elif (left := manifest_due - world.clock.time()) > 0:
+        with world.phase("wait", window), contextlib.suppress(StoreError):
+            await bounded(world, fetch_ciphertexts(node, claims, window, manifest_due), left, "fetching")
+    return contributed
 
 
 async def emit_heldout(node: Node) -> None:

@@ -1,5 +1,7 @@
 """Where a node starts from, and what it leaves for its next start: checkpoints of its own and published ones."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 import jax
@@ -9,22 +11,23 @@ from templar_jax.chain.messages import ManifestMessage, parse_commitment
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.cache import PageCache
 from templar_jax.data.pages import Pages
-from templar_jax.errors import CheckpointError, RefusedError, StoreError
-from templar_jax.node import forkchoice
+from templar_jax.errors import CheckpointError, StoreError
 from templar_jax.node.engine import Engine, Params
 from templar_jax.node.forkchoice import Candidate
-from templar_jax.node.genesis import Genesis
-from templar_jax.node.history import ranked_leaders, window_claims
-from templar_jax.node.timetable import Timetable
+from templar_jax.node.gather import reader_of
+from templar_jax.node.genesis import Genesis, find_genesis
+from templar_jax.node.history import window_candidates, window_claims
+from templar_jax.node.judge import fetch_manifest
 from templar_jax.node.world import GlobalState, Local, Node, Partial, World
 from templar_jax.sharding import shardings, table
 from templar_jax.store.checkpoint import Meta, Restored
 from templar_jax.store.contribution import expire
-from templar_jax.store.manifest import GENESIS
+from templar_jax.store.manifest import GENESIS, Manifest, manifest_hash
 from templar_jax.telemetry.events import CheckpointSaved, Noted, Warned
 
 MOMENTUM = "momentum/"  # prefix of the outer momentum's arrays in a public part
 FETCH_SECONDS = 3600.0  # for a published checkpoint
+MANIFEST_BLOCKS = 2.0  # for a manifest while a joiner looks back
 
 
 async def start(
@@ -50,30 +53,37 @@ async def start(
     else:
         state = await _published(world, run, engine)
     if state is None:
-        params = engine.theta_0()
-        root = engine.root(params)
-        state = GlobalState(genesis.first_window, 0, GENESIS, root, params, engine.outer.init())
+        state = _theta_0(engine, genesis)
         world.emit(Noted(f"starting from theta_0 at window {state.window}"))
-    return Node(world, run, config, engine, pages, PageCache(pages, world.threads), state, local)
+    node = Node(world, run, config, engine, pages, PageCache(pages, world.threads), state, local)
+    node.published = await _published_before(world)
+    node.led = node.published is not None
+    return node
 
 
-async def rejoin(node: Node, candidate: Candidate) -> None:
-    """Leaves this node's history for the one that `candidate` continues: its leader's checkpoint, or any published.
+async def rejoin(node: Node) -> None:
+    """Leaves this node's history for the others': from a published checkpoint, or from theta_0 where there is none.
 
-    Raises:
-      CheckpointError: nobody serves one.
+    What follows is replayed from manifests like any other history.
     """
-    state = None
-    if candidate.message.checkpoint_window is not None:
-        state = await _fetch(node.world, node.run, node.engine, candidate)
-    state = state or await _published(node.world, node.run, node.engine)
+    world, run, engine = node.world, node.run, node.engine
+    state = await _published(world, run, engine)
     if state is None:
-        raise CheckpointError(
-            f"no checkpoint of the history that uid {candidate.uid} continues is served: start again later, "
-            "or remove this node's checkpoints to begin from theta_0"
-        )
-    node.state = state
-    node.local.feedback = node.engine.compressor.init()
+        genesis = await find_genesis(world, run)
+        assert genesis is not None  # this node joined by it
+        state = _theta_0(engine, genesis)
+    world.emit(Noted(f"joining the others' history from window {state.window}"))
+    node.state, node.foreign = state, 0
+    node.local.feedback, node.local.partial = engine.compressor.init(), None
+    node.sealed.clear()
+    node.opened.clear()
+    await stop_tidying(node)
+    node.published, node.unpublished = None, False  # of the history that was left
+
+
+def _theta_0(engine: Engine, genesis: Genesis) -> GlobalState:
+    params = engine.theta_0()
+    return GlobalState(genesis.first_window, 0, GENESIS, engine.root(params), params, engine.outer.init())
 
 
 def public_like(engine: Engine) -> dict[str, jax.ShapeDtypeStruct]:
@@ -123,40 +133,85 @@ def _local(world: World, engine: Engine, fresh: Local, restored: Restored) -> Lo
     return local
 
 
-async def _published(world: World, run: RunConfig, engine: Engine) -> GlobalState | None:
-    """The newest checkpoint that a leader committed together with its manifest, if one can be had."""
+async def _manifest_messages(world: World) -> list[tuple[str, ManifestMessage]]:
+    """(hotkey, message) of every final manifest commitment, in chain order."""
     commitments = await world.chain.commitments(0, await world.chain.finalized())
-    windows: dict[int, None] = {}
-    for commitment in reversed(commitments):
-        parsed = parse_commitment(commitment.fields)
-        message = parsed.message if parsed is not None else None
-        if isinstance(message, ManifestMessage) and message.checkpoint_window is not None:
-            windows[message.window] = None
-    for window in sorted(windows, reverse=True):
-        timetable = Timetable(window, run.window)
-        claims = await window_claims(world, run, window)
-        ranked = await ranked_leaders(world, run, window, claims)
-        for candidate in forkchoice.candidates(commitments, ranked, timetable):
-            if candidate.message.checkpoint_window is not None:
-                state = await _fetch(world, run, engine, candidate)
-                if state is not None:
-                    return state
+    parsed = [(c.hotkey, found.message) for c in commitments if (found := parse_commitment(c.fields)) is not None]
+    return [(hotkey, message) for hotkey, message in parsed if isinstance(message, ManifestMessage)]
+
+
+async def _published_before(world: World) -> tuple[int, bytes] | None:
+    """(window, sha256) of the newest checkpoint in the own bucket, as the own newest manifest commitment names it."""
+    own = [message for hotkey, message in await _manifest_messages(world) if hotkey == world.hotkey]
+    newest = own[-1] if own else None
+    if newest is None or newest.checkpoint_window is None or newest.checkpoint_sha256 is None:
+        return None
+    return newest.checkpoint_window, newest.checkpoint_sha256
+
+
+async def _published(world: World, run: RunConfig, engine: Engine) -> GlobalState | None:
+    """The newest checkpoint that a leader committed together with its manifest, if one can be had.
+
+    A window speaks through the first of its manifests that is served (in a healthy network the canonical one), and a
+    checkpoint counts only where walking that manifest's predecessors leads to it.
+    """
+    messages = await _manifest_messages(world)
+    named = {message.window for _, message in messages if message.checkpoint_window is not None}
+    for window in sorted(named, reverse=True):
+        spoken = await _spokesman(world, run, window)
+        if spoken is None or spoken[0].message.checkpoint_window is None:
+            continue
+        state = await _fetch(world, run, engine, spoken[0])
+        if state is not None and await _leads_to(world, run, spoken[1], state):
+            uid, at = spoken[0].uid, state.window
+            world.emit(Noted(f"starting from the checkpoint of window {at} that uid {uid} published"))
+            return state
     return None
+
+
+async def _spokesman(world: World, run: RunConfig, window: int) -> tuple[Candidate, Manifest] | None:
+    """The first manifest of a window, in chain order, that is served; with its candidate."""
+    claims = await window_claims(world, run, window)
+    locators = [claim.locator for claim in claims]
+    for candidate in await window_candidates(world, run, window, await world.chain.finalized(), claims):
+        with contextlib.suppress(StoreError):
+            seconds = MANIFEST_BLOCKS * world.chain.block_seconds
+            return candidate, await fetch_manifest(world, run, candidate, locators, seconds)
+    return None
+
+
+async def _leads_to(world: World, run: RunConfig, manifest: Manifest, state: GlobalState) -> bool:
+    """True if walking back from `manifest` comes to one that starts from exactly this state.
+
+    A state of a window after which nobody led yet cannot be checked, and is not believed.
+    """
+    by_hash = {message.manifest_sha256: message.window for _, message in await _manifest_messages(world)}
+    while True:
+        if manifest.predecessor == state.predecessor and manifest.window >= state.window:
+            return (manifest.outer_step, manifest.root) == (state.outer_step, state.root)
+        window = by_hash.get(manifest.predecessor)
+        if window is None or not state.window <= window < manifest.window:
+            world.emit(Warned(f"the checkpoint of window {state.window} is not part of its leader's history"))
+            return False
+        spoken = await _spokesman(world, run, window)
+        if spoken is None or manifest_hash(spoken[1]) != manifest.predecessor:
+            world.emit(Warned(f"the manifest of window {window} is not served, or contested"))
+            return False
+        manifest = spoken[1]
 
 
 async def _fetch(world: World, run: RunConfig, engine: Engine, candidate: Candidate) -> GlobalState | None:
     message = candidate.message
     assert message.checkpoint_window is not None and message.checkpoint_sha256 is not None
     try:
-        reader = world.open_reader(candidate.locator)
+        reader = reader_of(world, candidate.locator)
         restored = await world.checkpoints.fetch(
             reader, run.run_id, message.checkpoint_window, message.checkpoint_sha256, public_like(engine), FETCH_SECONDS
         )
         state = _global(engine, restored)
-    except (StoreError, RefusedError, CheckpointError) as error:
+    except Exception as error:  # the boundary of one peer
         world.emit(Warned(f"checkpoint of window {message.checkpoint_window} of uid {candidate.uid}: {error}"))
         return None
-    world.emit(Noted(f"starting from the checkpoint of window {state.window} that uid {candidate.uid} published"))
     return state
 
 
@@ -179,22 +234,42 @@ async def save(node: Node) -> None:
     world.emit(CheckpointSaved(state.window, world.clock.time() - started))
 
 
-async def publish(node: Node) -> None:
-    """Uploads the public part of the newest checkpoint if this node leads, and throws away what is too old.
+def tidy(node: Node) -> None:
+    """Starts, beside the window's own work, to publish the newest checkpoint (a leader) and to remove what is old.
 
-    Called when the miner is idle; the next manifest that this node commits names the checkpoint.
+    The next manifest that this node commits names the checkpoint.
     """
-    world = node.world
-    if not (node.led and node.unpublished):
-        return
-    node.unpublished = False
-    await world.clock.spend("checkpoint", world.costs.checkpoint, world.checkpoints.wait)
+    if node.unpublished and node.tidying is None:
+        node.unpublished = False
+        node.tidying = asyncio.ensure_future(_tidy(node))
+
+
+async def _tidy(node: Node) -> None:
+    world, window = node.world, node.state.window
     older = node.published
-    node.published = await world.checkpoints.publish(world.bucket)
-    oldest = node.published[0] - node.config.keep_windows
-    await expire(world.bucket, oldest, older[0] if older else None)
+    try:
+        if node.led:
+            await world.clock.spend("checkpoint", world.costs.checkpoint, world.checkpoints.wait)
+            node.published = await world.checkpoints.publish(world.bucket)
+        oldest = min(window, node.published[0] if node.published else window) - node.config.keep_windows
+        await expire(world.bucket, oldest, older[0] if older else None)
+    except (CheckpointError, StoreError) as error:
+        node.unpublished = True  # tried again in the next window
+        world.emit(Warned(f"publishing a checkpoint, or removing old objects: {error}"))
+    finally:
+        node.tidying = None
+
+
+async def stop_tidying(node: Node) -> None:
+    """Ends what `tidy` started; a checkpoint that is half published is found by nobody."""
+    if node.tidying is not None:
+        task, node.tidying = node.tidying, None
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def finish(node: Node) -> None:
-    """Waits until the last checkpoint is durable."""
+    """Waits until the last checkpoint is durable. Raises CheckpointError."""
+    await stop_tidying(node)
     await node.world.clock.spend("checkpoint", 0.0, node.world.checkpoints.wait)
+    node.cache.close()

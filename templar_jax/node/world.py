@@ -44,7 +44,7 @@ class World:
     clock: Clock
     key: Keypair
     bucket: Bucket
-    open_reader: Callable[[str], Reader]  # locator -> somebody's bucket; RefusedError for one that is not allowed
+    open_reader: Callable[[str], Reader]  # locator -> somebody's bucket; StoreError for one that is not allowed
     checkpoints: Checkpoints
     seals: Seals
     emit: Callable[[Event], None]
@@ -110,7 +110,7 @@ class Opened:
 
 @dataclass
 class Node:
-    """One running node. `sealed` and `opened` cache by the sealed object's sha256 until a window is applied."""
+    """One running node. `sealed` and `opened` cache by `gather.cache_key` until a window is applied."""
 
     world: World
     run: RunConfig
@@ -120,12 +120,14 @@ class Node:
     cache: PageCache  # before `pages`: the next window's are read early
     state: GlobalState
     local: Local
-    sealed: dict[bytes, bytes] = field(default_factory=dict)
-    opened: dict[bytes, Opened] = field(default_factory=dict)
+    sealed: dict[tuple[int, int, bytes], bytes] = field(default_factory=dict)
+    opened: dict[tuple[int, int, bytes], Opened] = field(default_factory=dict)
+    foreign: int = 0  # windows in a row whose leaders all continued another history than this node's
     finish_seconds: float = 2.0  # from the last inner step to the commitment, as measured
     step_seconds: float = 0.0  # of one inner step, as measured
     led: bool = False  # has closed a window: others will ask it for checkpoints
     unpublished: bool = False  # a checkpoint was saved since the last publication
+    tidying: "asyncio.Task[None] | None" = None  # publishes a checkpoint and removes what is old, beside the window
     published: tuple[int, bytes] | None = None  # (window, sha256) of the newest checkpoint in the own bucket
 
     def timetable(self, window: int) -> Timetable:

@@ -1,14 +1,14 @@
 """Many nodes on virtual time in one process: the real node code on a simulated chain, store and clock.
 
-The same seed gives the same events in the same order. What differs between nodes is their hotkey and the speed of
-their hardware; what they share is the engine (the compiled functions are pure) and the pages.
+The same seed gives the same events in the same order. What differs between nodes is their hotkey, the speed of their
+hardware and, for an adversary, its ports; what they share is the engine (its functions are pure) and the pages.
 """
 
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from templar_jax.chain.keys import Keypair
 from templar_jax.chain.local import LocalChain
@@ -21,11 +21,13 @@ from templar_jax.node.world import Costs, Node, World
 from templar_jax.simulate.loop import VirtualClock, run_virtual
 from templar_jax.store.checkpoint import MemoryCheckpoints
 from templar_jax.store.simulated import SimStore
-from templar_jax.telemetry.events import Event
+from templar_jax.telemetry.events import Event, ManifestApplied
 
 BLOCK_SECONDS = 12.0
 FINALITY = 2
+WINDOWS_PER_TEMPO = 4
 HONEST_COSTS = Costs()
+NODE = replace(NodeConfig(), checkpoint_every=10, eval_sequences=0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,79 @@ class Outcome:
     nodes: tuple[Node | None, ...]
 
 
+@dataclass(frozen=True)
+class Role:
+    """How a node differs from an honest miner: its hardware, and what it makes of its ports."""
+
+    speed: float = 1.0  # modelled seconds are divided by it
+    alter: Callable[[World], World] = lambda world: world
+
+
+HONEST = Role()
+ROLES: dict[str, Role] = {"honest": HONEST}  # by the NAME of --attack NAME:COUNT; adversaries register here
+
+
+@dataclass
+class Disk:
+    """What a node's process leaves behind when it is killed."""
+
+    checkpoints: MemoryCheckpoints = field(default_factory=MemoryCheckpoints)
+    seals: MemorySeals = field(default_factory=MemorySeals)
+
+
+@dataclass
+class Network:
+    """One simulated world; made inside `run_virtual`. `node` runs a node in it; cancelling that kills the process."""
+
+    run: RunConfig
+    engine: Engine
+    pages: Pages
+    chain: LocalChain
+    store: SimStore
+    seed: int
+    costs: Costs = HONEST_COSTS
+    config: NodeConfig = NODE
+    log: list[Entry] = field(default_factory=list)
+    disks: dict[str, Disk] = field(default_factory=dict)
+    stops: dict[str, asyncio.Event] = field(default_factory=dict)  # set one to stop its node cleanly
+    starts: dict[str, int] = field(default_factory=dict)
+
+    def world(self, name: str, role: Role = HONEST) -> World:
+        """The ports of one process; a second process of the same name finds the first one's disk and bucket."""
+        clock = VirtualClock(name, role.speed)
+        disk = self.disks.setdefault(name, Disk())
+        stop = self.stops[name] = asyncio.Event()
+        start = self.starts[name] = self.starts.get(name, 0) + 1
+        world = World(
+            chain=self.chain,
+            clock=clock,
+            key=hotkey(self.seed, name),
+            bucket=self.store.bucket(name),
+            open_reader=lambda locator: self.store.reader(locator, name),
+            checkpoints=disk.checkpoints,
+            seals=disk.seals,
+            emit=lambda event: self.log.append(Entry(clock.time(), name, event)),
+            stop=stop,
+            costs=self.costs,
+            threads=0,
+            entropy=entropy(self.seed, f"{name}/{start}"),
+        )
+        return role.alter(world)
+
+    async def node(self, name: str, windows: int | None = None, role: Role = HONEST) -> Node | None:
+        """Runs one node as `lifecycle.run_node` does."""
+        world = self.world(name, role)
+        return await run_node(world, self.run, self.config, self.engine, self.pages, windows)
+
+
+def open_network(run: RunConfig, engine: Engine, pages: Pages, seed: int, **settings) -> Network:
+    """A network without nodes. `settings`: further fields of `Network`."""
+    clock = VirtualClock("chain")
+    tempo = WINDOWS_PER_TEMPO * run.window.blocks
+    chain = LocalChain.create(":memory:", "simulated", BLOCK_SECONDS, FINALITY, tempo, clock, seed=seed)
+    return Network(run, engine, pages, chain, SimStore(clock), seed, **settings)
+
+
 def entropy(seed: int, name: str) -> Callable[[int], bytes]:
     """A node's source of secret bytes, the same in every run with this seed."""
     counter = itertools.count()
@@ -61,38 +136,40 @@ def hotkey(seed: int, name: str) -> Keypair:
 
 
 def simulate(
-    run: RunConfig, engine: Engine, pages: Pages, *, peers: int, windows: int, seed: int, costs: Costs = HONEST_COSTS
+    run: RunConfig,
+    engine: Engine,
+    pages: Pages,
+    *,
+    peers: int,
+    windows: int,
+    seed: int,
+    attacks: Mapping[str, int] | None = None,
+    costs: Costs = HONEST_COSTS,
 ) -> Outcome:
-    """Runs `peers` honest miners through `windows` windows each."""
+    """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts."""
+    roles = [name for name, count in (attacks or {}).items() for _ in range(count)]
+    roles = ["honest"] * (peers - len(roles)) + roles
     log: list[Entry] = []
 
     async def world() -> tuple[Node | None, ...]:
-        chain_clock = VirtualClock("chain")
-        chain = LocalChain.create(
-            ":memory:", "simulated", BLOCK_SECONDS, FINALITY, 4 * run.window.blocks, chain_clock, seed=seed
-        )
-        store = SimStore(chain_clock)
-        config = replace(NodeConfig(), checkpoint_every=10, eval_sequences=0)
-
-        async def node(name: str) -> Node | None:
-            clock = VirtualClock(name)
-            port = World(
-                chain=chain,
-                clock=clock,
-                key=hotkey(seed, name),
-                bucket=store.bucket(name),
-                open_reader=lambda locator: store.reader(locator, name),
-                checkpoints=MemoryCheckpoints(),
-                seals=MemorySeals(),
-                emit=lambda event: log.append(Entry(clock.time(), name, event)),
-                stop=asyncio.Event(),
-                costs=costs,
-                threads=0,
-                entropy=entropy(seed, name),
-            )
-            return await run_node(port, run, config, engine, pages, windows)
-
-        return tuple(await asyncio.gather(*(node(f"peer-{number:02d}") for number in range(peers))))
+        network = open_network(run, engine, pages, seed, costs=costs, log=log)
+        names = (f"peer-{number:02d}" for number in range(peers))
+        jobs = (network.node(name, windows, ROLES[role]) for name, role in zip(names, roles, strict=True))
+        return tuple(await asyncio.gather(*jobs))
 
     nodes = run_virtual(world)
     return Outcome(tuple(log), nodes)
+
+
+def roots(log: tuple[Entry, ...] | list[Entry]) -> dict[int, set[str]]:
+    """State roots (hex) that nodes came to at the end of each window: one a window, or something is wrong."""
+    found: dict[int, set[str]] = {}
+    for entry in log:
+        if isinstance(entry.event, ManifestApplied):
+            found.setdefault(entry.event.window, set()).add(entry.event.root)
+    return found
+
+
+def digest(log: tuple[Entry, ...]) -> str:
+    """Names an event log: sha256 over every event, its node and its moment, in order."""
+    return hashlib.sha256(repr(log).encode()).hexdigest()

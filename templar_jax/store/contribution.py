@@ -3,7 +3,8 @@
 w/WINDOW/sealed                     own sealed object (index; its parts beside it)
 w/WINDOW/key                        its key, 32 bytes, from the deadline on
 w/WINDOW/mirror/UID                 a leader's copy of another uid's sealed object
-manifest/WINDOW-HASH                a leader's manifest
+w/WINDOW/led                        the manifest that this node commits as a leader, written before the commitment
+manifest/WINDOW-HASH                a manifest, the leader's own or passed on
 checkpoint/WINDOW/...               a published checkpoint (see snapshot)
 """
 
@@ -24,6 +25,10 @@ def published_key(window: int) -> str:
 
 def mirror_key(window: int, uid: int) -> str:
     return f"w/{window:010d}/mirror/{uid:05d}"
+
+
+def led_key(window: int) -> str:
+    return f"w/{window:010d}/led"
 
 
 def manifest_key(window: int, manifest_sha256: bytes) -> str:
