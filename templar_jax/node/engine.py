@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from templar_jax.compress.feedback import Compressor, make_compressor
 from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.sharding import shardings
 from templar_jax.train.evaluate import make_evaluate
 from templar_jax.train.inner import Inner, make_inner
 from templar_jax.train.outer import Outer, make_outer
-from templar_jax.train.state import init_params
+from templar_jax.train.state import init_params, ordered
 
 Params = dict[str, jax.Array]
 
@@ -31,14 +32,13 @@ class Engine:
     outer: Outer
     root: Any  # Params -> 32 bytes
     evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
-
-    def theta_0(self) -> Params:
-        return init_params(self.run, self.mesh)
+    theta_0: Callable[[], Params]  # a fresh copy each time
 
 
 @lru_cache(maxsize=4)
 def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
     """The engine of a run; nodes that share a process share it (and its executables)."""
+    make = jax.jit(partial(init_params, run, mesh), out_shardings=shardings(run, mesh))  # traced once, not at each call
     return Engine(
         run=run,
         mesh=mesh,
@@ -47,6 +47,7 @@ def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
         outer=make_outer(run, mesh),
         root=make_root(run, mesh),
         evaluate=make_evaluate(run, compute, mesh),
+        theta_0=lambda: ordered(run, make()),
     )
 
 
