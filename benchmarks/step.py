@@ -4,9 +4,10 @@ import argparse
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-torch", action="store_true", help="leave out the torch baseline")
 
 
-def ours(run: RunConfig, compute: ComputeConfig, devices: list[jax.Device], tokens: np.ndarray):
+def ours(config: RunConfig, compute: ComputeConfig, devices: Sequence[Any], tokens: np.ndarray):
     """(step, figures) of the inner step on these devices; figures hold what its first step showed."""
     mesh = make_mesh(MeshConfig(), devices)
-    params = init_params(run, mesh)
-    inner = make_inner(run, compute, mesh)
+    params = init_params(config, mesh)
+    inner = make_inner(config, compute, mesh)
     state = [params, inner.init(params), 0]
 
     def step():
@@ -52,7 +53,7 @@ def ours(run: RunConfig, compute: ComputeConfig, devices: list[jax.Device], toke
     }
 
 
-def matmul(devices: list[jax.Device]) -> Callable[[], object]:
+def matmul() -> Callable[[], object]:
     a = jnp.ones((MATMUL, MATMUL), jnp.float32)
     product = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(product(a, a))
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, float | int | str]:
     shape = run_config.inner.batch, run_config.data.sequence
     tokens = np.random.default_rng(0).integers(0, run_config.model.vocab, shape, dtype=np.int32)
     step, first = ours(run_config, node.compute, devices, tokens)
-    contenders = {"ours": step, "matmul": matmul(devices)}
+    contenders = {"ours": step, "matmul": matmul()}
     if args.one_device:
         contenders["one_device"] = ours(run_config, node.compute, devices[:1], tokens)[0]
     if importlib.util.find_spec("torch") and not args.no_torch:

@@ -1,5 +1,6 @@
 """The same inner step in plain eager torch: what a good torch programmer writes without a compiler."""
 
+# pyright: reportMissingImports=false
 import numpy as np
 import torch
 import torch.nn.functional as F

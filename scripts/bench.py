@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from templar_jax.config_load import guarded, parse_cli  # noqa: E402
+from templar_jax.host import huge_pages  # noqa: E402
 
 # Each benchmarks/<name>.py has `run(args) -> {figure: value}`, where args.run and args.node are the configuration;
 # optional: `arguments(parser)`, and `CONFIG`, the configuration that it takes by default.
@@ -46,4 +47,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages()
     guarded(main)

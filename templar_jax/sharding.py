@@ -9,12 +9,13 @@ is tiled, quantised, clipped and rooted together.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from templar_jax.config import MeshConfig, RunConfig
 from templar_jax.errors import ConfigError
@@ -99,13 +100,13 @@ def units(run: RunConfig) -> Iterator[Unit]:
             yield Unit(param, index)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh with the axes fsdp and tensor over `devices` (default: all local ones), axis types Auto.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices.
     """
-    devices = devices if devices is not None else jax.local_devices()
+    devices = list(devices) if devices is not None else jax.local_devices()
     fsdp = config.fsdp or len(devices) // config.tensor
     if fsdp * config.tensor > len(devices) or fsdp == 0:
         raise ConfigError(
@@ -113,7 +114,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "lower one of them, or set mesh.cpu_devices on a CPU host"
         )
     grid = np.array(devices[: fsdp * config.tensor]).reshape(fsdp, config.tensor)
-    return Mesh(grid, ("fsdp", "tensor"))
+    return Mesh(grid, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
 
 def spec(param: Param, mesh: Mesh) -> PartitionSpec:

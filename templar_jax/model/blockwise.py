@@ -66,27 +66,46 @@ def _backward(saved: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.A
     return jnp.concatenate(d_q, 2), d_k_KSH.astype(k_KSH.dtype), d_v_KSH.astype(v_KSH.dtype)
 
 
+def _heads_first(x: jax.Array, kv_heads: int) -> jax.Array:
+    """Queries or outputs of one sequence: [S, N, H] -> [K, G, S, H]."""
+    return x.reshape(x.shape[0], kv_heads, -1, x.shape[-1]).transpose(1, 2, 0, 3)
+
+
+def _heads_last(x: jax.Array) -> jax.Array:
+    """[K, G, S, H] -> [S, N, H]."""
+    return x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1, x.shape[3])
+
+
+def _forward_of(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """One sequence in the caller's layout: output [S, N, H] and log-sum-exp [K, G, S, 1]."""
+    q_SNH, k_SKH, v_SKH = qkv
+    kv_heads = k_SKH.shape[1]
+    out, lse = _forward((_heads_first(q_SNH, kv_heads), k_SKH.transpose(1, 0, 2), v_SKH.transpose(1, 0, 2)))
+    return _heads_last(out), lse
+
+
+def _backward_of(saved: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One sequence in the caller's layout: gradients of q [S, N, H], k and v [S, K, H]."""
+    q, k, v, out, lse, d_out = saved
+    kv_heads = k.shape[1]
+    q, out, d_out = (_heads_first(x, kv_heads) for x in (q, out, d_out))
+    d_q, d_k, d_v = _backward((q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), out, lse, d_out))
+    return _heads_last(d_q), d_k.transpose(1, 0, 2), d_v.transpose(1, 0, 2)
+
+
 @jax.custom_vjp
-def _attention(q_BKGSH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> jax.Array:
-    return jax.lax.map(_forward, (q_BKGSH, k_BKSH, v_BKSH))[0]
+def blockwise_attention(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(H), causal) v -> [B, S, N, H] in the dtype of q; scores, softmax and sums in f32."""
+    return jax.lax.map(_forward_of, (q_BSNH, k_BSKH, v_BSKH))[0]
 
 
 def _attention_fwd(q, k, v):
-    out, lse = jax.lax.map(_forward, (q, k, v))
+    out, lse = jax.lax.map(_forward_of, (q, k, v))
     return out, (q, k, v, out, lse)
 
 
 def _attention_bwd(saved, d_out):
-    return jax.lax.map(_backward, (*saved, d_out))
+    return jax.lax.map(_backward_of, (*saved, d_out))
 
 
-_attention.defvjp(_attention_fwd, _attention_bwd)
-
-
-def blockwise_attention(q_BSNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(H), causal) v -> [B, S, N, H] in the dtype of q; scores, softmax and sums in f32."""
-    b, s, n, h = q_BSNH.shape
-    kv = k_BSKH.shape[2]
-    q_BKGSH = q_BSNH.reshape(b, s, kv, n // kv, h).transpose(0, 2, 3, 1, 4)
-    out_BKGSH = _attention(q_BKGSH, k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3))
-    return out_BKGSH.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
+blockwise_attention.defvjp(_attention_fwd, _attention_bwd)

@@ -9,27 +9,29 @@ import numpy as np
 
 
 @jax.custom_vjp
-def linear(x_BSI: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """x @ w. The backward pass is written out because XLA on CPU has only row-major matmuls.
+def linear(x_BSI: jax.Array, weights_IO: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """x @ w for each w. The backward pass is written out because XLA on CPU has only row-major matmuls.
 
-    The gradient of w contracts over tokens, so one operand is transposed in memory. Left alone, XLA transposes the
-    gradient of the output and computes whatever made it inside that strided copy (half of a step's time, measured:
-    docs/decisions.md). Here the gradient is made first, and the narrower operand is the one transposed.
+    A weight's gradient contracts over tokens, so one operand is transposed in memory. Left alone, XLA transposes the
+    gradient of the output, once per weight, and computes whatever made it inside that strided copy (half of a step's
+    time, measured: docs/decisions.md). Here the gradient is made first, and the input is transposed once for all
+    weights, or the gradient where it is narrower.
     """
-    return x_BSI @ w_IO
+    return tuple(x_BSI @ w_IO for w_IO in weights_IO)
 
 
-def _linear_fwd(x_BSI, w_IO):
-    return x_BSI @ w_IO, (x_BSI, w_IO)
+def _linear_fwd(x_BSI, weights_IO):
+    return linear(x_BSI, weights_IO), (x_BSI, weights_IO)
 
 
-def _linear_bwd(saved, d_y_BSO):
-    x_BSI, w_IO = saved
-    x_BSI, d_y_BSO = jax.lax.optimization_barrier((x_BSI, d_y_BSO))
-    d_x_BSI = d_y_BSO @ w_IO.T
-    if w_IO.shape[0] <= w_IO.shape[1]:
-        return d_x_BSI, jnp.einsum("bsi,bso->io", x_BSI, d_y_BSO)
-    return d_x_BSI, jnp.einsum("bso,bsi->oi", d_y_BSO, x_BSI).T
+def _linear_bwd(saved, d_ys_BSO):
+    x_BSI, weights_IO = saved
+    x_BSI, *d_ys_BSO = jax.lax.optimization_barrier((x_BSI, *d_ys_BSO))
+    d_x_BSI = sum(d_y @ w.T for d_y, w in zip(d_ys_BSO, weights_IO, strict=True))
+    if len(weights_IO) == 1 and weights_IO[0].shape[0] > weights_IO[0].shape[1]:
+        d_w_OI = jnp.einsum("bso,bsi->oi", d_ys_BSO[0], x_BSI)
+        return d_x_BSI, (jax.lax.optimization_barrier(d_w_OI).T,)  # else folded into a slower, transposed matmul
+    return d_x_BSI, tuple(jnp.einsum("bsi,bso->io", x_BSI, d_y) for d_y in d_ys_BSO)
 
 
 linear.defvjp(_linear_fwd, _linear_bwd)
@@ -59,6 +61,21 @@ def rope(x_BSNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BSNH.dtype)
 
 
+@jax.custom_vjp
 def swiglu(gate_BSF: jax.Array, up_BSF: jax.Array) -> jax.Array:
-    """silu(gate) * up. https://arxiv.org/abs/2002.05202"""
-    return jax.nn.silu(gate_BSF) * up_BSF
+    """silu(gate) * up. https://arxiv.org/abs/2002.05202 Saves its two inputs for the backward pass and nothing else."""
+    return gate_BSF * jax.nn.sigmoid(gate_BSF) * up_BSF
+
+
+def _swiglu_fwd(gate_BSF, up_BSF):
+    return swiglu(gate_BSF, up_BSF), (gate_BSF, up_BSF)
+
+
+def _swiglu_bwd(saved, d_BSF):
+    gate_BSF, up_BSF = saved
+    on_BSF = jax.nn.sigmoid(gate_BSF)
+    d_gate_BSF = d_BSF * up_BSF * on_BSF * (1 + gate_BSF * (1 - on_BSF))
+    return d_gate_BSF, d_BSF * gate_BSF * on_BSF
+
+
+swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)

@@ -30,23 +30,24 @@ class Layer(nnx.Module):
     def _weight(self, name: str) -> jax.Array:
         return self.place.weight(name, getattr(self, name)[...])
 
-    def _heads(self, x_BSD: jax.Array, name: str, heads: int) -> jax.Array:
-        """x @ weight, split into heads: [B, S, heads, H]."""
-        y = linear(x_BSD, self._weight(name)).reshape(*x_BSD.shape[:2], heads, self.model.head_dim)
-        return self.place.constrain(y, "fsdp", None, self.place.heads, None)
+    def _linear(self, x_BSI: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+        return linear(x_BSI, tuple(self._weight(name) for name in names))
+
+    def _heads(self, y_BSO: jax.Array) -> jax.Array:
+        """A projection split into heads: [B, S, heads, H]."""
+        y_BSNH = y_BSO.reshape(*y_BSO.shape[:2], -1, self.model.head_dim)
+        return self.place.constrain(y_BSNH, "fsdp", None, self.place.heads, None)
 
     def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        m, place = self.model, self.place
-        h_BSD = rms_norm(x_BSD, self._weight("attn_norm"), m.norm_eps)
-        q_BSNH = rope(self._heads(h_BSD, "q", m.heads), angles)
-        k_BSKH = rope(self._heads(h_BSD, "k", m.kv_heads), angles)
-        v_BSKH = self._heads(h_BSD, "v", m.kv_heads)
-        a_BSNH = attend(q_BSNH, k_BSKH, v_BSKH, place.attention, place.mesh, place.heads)
-        x_BSD = x_BSD + linear(a_BSNH.reshape(*x_BSD.shape[:2], -1), self._weight("o"))
-        x_BSD = place.constrain(x_BSD, "fsdp", None, None)
-        h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), m.norm_eps)
-        f_BSF = swiglu(linear(h_BSD, self._weight("gate")), linear(h_BSD, self._weight("up")))
-        return place.constrain(x_BSD + linear(f_BSF, self._weight("down")), "fsdp", None, None)
+        place, eps = self.place, self.model.norm_eps
+        h_BSD = rms_norm(x_BSD, self._weight("attn_norm"), eps)
+        q_BSNH, k_BSKH, v_BSKH = (self._heads(y) for y in self._linear(h_BSD, "q", "k", "v"))
+        a_BSNH = attend(rope(q_BSNH, angles), rope(k_BSKH, angles), v_BSKH, place.attention, place.mesh, place.heads)
+        (a_BSD,) = self._linear(a_BSNH.reshape(*x_BSD.shape[:2], -1), "o")
+        x_BSD = place.constrain(x_BSD + a_BSD, "fsdp", None, None)
+        h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), eps)
+        (f_BSD,) = self._linear(swiglu(*self._linear(h_BSD, "gate", "up")), "down")
+        return place.constrain(x_BSD + f_BSD, "fsdp", None, None)
 
 
 class Llama(nnx.Module):

@@ -47,7 +47,11 @@ def _chunk_nats(h_BCD, head_DV, targets_BC, weights_BC, place: Placement):
     logits_BCV = place.constrain(logits_BCV, "fsdp", None, place.vocab)
     hit_BCV = targets_BC[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2)
     lse_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
-    nats_BC = (lse_BC1[..., 0] - jnp.where(hit_BCV, logits_BCV, 0.0).sum(-1)) * weights_BC
+    if place.vocab is None:
+        own_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
+    else:  # a gather over a sharded dim would collect the logits
+        own_BC = jnp.where(hit_BCV, logits_BCV, 0.0).sum(-1)
+    nats_BC = (lse_BC1[..., 0] - own_BC) * weights_BC
     return nats_BC, logits_BCV - lse_BC1, hit_BCV
 
 
