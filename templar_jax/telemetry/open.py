@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
@@ -53,7 +54,14 @@ def open_telemetry(
         sinks.append(lines)
     telemetry = Telemetry(sinks, clock)
     _warnings_to(telemetry)
+    sys.excepthook = _excepthook
     return telemetry
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own, but for what tensorstore prints when a write fails whose caller has gone: it was told already."""
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _warnings_to(telemetry: Telemetry) -> None:
