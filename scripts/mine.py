@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -114,7 +115,7 @@ def on_signal(stop: asyncio.Event, emit) -> None:
     emit(Noted("stopping: saving the state (once more to stop at once)"))
 
 
-def leave(code: int):
+def leave(code: int) -> NoReturn:
     """Ends the process now, whatever its threads are at, with the terminal as it was."""
     Console().show_cursor(True)
     sys.stdout.flush()

@@ -92,8 +92,8 @@ def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], Non
         raise ConfigError(f'tokenizer "{run.data.tokenizer}" needs pages: prepare them and set node.data')
     if not (folder / "manifest.json").exists():  # once made it stays: a newer Python's library would be another run
         note(f"no data named: preparing the Python standard library's source in {folder} (once)")
-        what = dict(sequence=run.data.sequence, page=run.data.page)
-        prepare(standard_library(), folder, tokenizer="bytes", **what, progress=show)
+        data = run.data
+        prepare(standard_library(), folder, tokenizer="bytes", sequence=data.sequence, page=data.page, progress=show)
     return folder
 
 
