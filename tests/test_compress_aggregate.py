@@ -2,14 +2,14 @@
 
 import math
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from compress_numpy import SMALL, contributions, decoded, run_of
 
-from templar_jax.compress import aggregate, quantize
+from templar_jax.compress import aggregate
 from templar_jax.compress.packed import Packed
-from templar_jax.compress.tiles import Tiling, tilings
+from templar_jax.compress.tiles import Tiling, fold, tilings
 from templar_jax.sharding import Param
 
 UNITS = ("square", "odd_tile", "vector", "tall")
@@ -95,15 +95,16 @@ def test_the_reference_aggregate(data_dir, unit):
     ]
     norms = np.array([aggregate.norms(tiling, one)[0] for one in sent])
     np.testing.assert_allclose(norms, want_norms, rtol=1e-5)
-    limit = aggregate.lower_median(norms[:, None])[0]
-    total, senders = jnp.zeros(shape), jnp.zeros(shape)
-    for one, norm in zip(sent, norms, strict=True):
-        table = (np.asarray(one.scales, np.float64) * min(1, limit / norm)).astype(np.float32)
-        values = aggregate.look_up(jnp.asarray(table), jnp.asarray(one.codes).reshape(*grid, k), None, len(grid))
-        offsets = jnp.asarray(one.indices).reshape(*grid, k)
-        total = aggregate.add(total, tiling, offsets, values)
-        senders = aggregate.add(senders, tiling, offsets, jnp.ones_like(values))
-    got = np.asarray(total) / np.maximum(np.asarray(senders), 1)
+    factors = np.minimum(1, aggregate.lower_median(norms[:, None])[0] / norms)
+    tables = [np.asarray(one.scales, np.float64) * factor for one, factor in zip(sent, factors, strict=True)]
+    stacked = {
+        "codes": np.stack([fold(tiling, np.asarray(one.codes)) for one in sent]),
+        "indices": np.stack([fold(tiling, np.asarray(one.indices)) for one in sent]),
+        "table": np.stack(tables).astype(np.float32),
+    }
+    update = jax.jit(aggregate.unit_update, static_argnums=0)
+    reciprocals = (1 / np.maximum(np.arange(6), 1)).astype(np.float32)
+    got = np.asarray(update(tiling, np.int32(5), stacked, reciprocals, np.uint32(0)))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
@@ -112,6 +113,9 @@ def test_histogram_of_hand_made_codes():
     codes = np.uint8([[[0, 1, 1], [3, 3, 3]], [[2, 2, 0], [0, 0, 0]]])
     scales = np.uint8([[5, 5], [7, 0]])
     counts = aggregate.histogram(tiling, Packed(np.zeros_like(codes, np.uint16), codes, scales))
-    want = np.zeros((2, 256, quantize.CODES), np.int64)
-    want[0, 5], want[1, 7], want[1, 0] = [1, 2, 0, 3], [1, 0, 2, 0], [3, 0, 0, 0]
+    want = np.zeros((2, 256, 2), np.int64)
+    want[0, 5], want[1, 7], want[1, 0] = [1, 5], [3, 0], [3, 0]
     np.testing.assert_array_equal(counts, want.reshape(2, -1))
+    unit_tables = np.zeros((2, 4), np.float32)
+    counts = aggregate.histogram(tiling, Packed(np.zeros_like(codes, np.uint16), codes, unit_tables))
+    np.testing.assert_array_equal(counts, [[1, 2, 0, 3], [4, 0, 2, 0]])

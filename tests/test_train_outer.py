@@ -20,10 +20,9 @@ from models import mesh_of
 
 from templar_jax.compress import aggregate
 from templar_jax.compress.root import make_root
-from templar_jax.compress.tiles import fold, tilings
 from templar_jax.sharding import shardings, table
 from templar_jax.train.compiles import counting
-from templar_jax.train.outer import _Group, make_outer
+from templar_jax.train.outer import Group, make_outer
 
 VARIANTS = {
     "mean over peers": {},
@@ -169,21 +168,13 @@ def test_trial_of_one_contribution():
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_no_collectives(mesh):
-    run, mesh = run_of(outer={"momentum": 0.9, "mean": "contributors"}), mesh_of(*mesh)
-    names = tuple(param.name for param in table(run))
-    group = _Group(run, mesh, names)
+@pytest.mark.parametrize("dct", [False, True])
+def test_no_collectives(mesh, dct):
+    run, mesh = run_of(dct=dct, outer={"momentum": 0.9, "mean": "contributors"}), mesh_of(*mesh)
+    group = Group(run, mesh, tuple(param.name for param in table(run)))
     where = shardings(run, mesh)
     params = [jax.ShapeDtypeStruct(p.shape, np.float32, sharding=where[p.name]) for p in table(run)]
-    senders = [jax.ShapeDtypeStruct(p.shape, np.uint8, sharding=p.sharding) for p in params]
-    constants = (np.zeros(run.max_contributors + 1, np.float32), np.float32(0.9))
-    assert_no_collectives(group._step.lower(params, params, params, senders, constants, np.uint32(0)))
-    indices, codes, scales, tables = [], [], [], []
-    for tiling, param in zip(tilings(run).values(), params, strict=True):
-        folded = jax.ShapeDtypeStruct(fold(tiling, np.empty(tiling.packed_shape, np.uint8)).shape, np.uint8)
-        folded = folded.update(sharding=param.sharding)
-        indices.append(None if tiling.full else folded.update(dtype=np.uint16))
-        codes.append(folded)
-        scales.append(folded.update(shape=folded.shape[:-1]))
-        tables.append(np.zeros((*tiling.param.shape[: tiling.param.stack], 1024), np.float32))
-    assert_no_collectives(group._add.lower(params, senders, indices, codes, scales, tables))
+    sent = contributions(run, (1,))[1]
+    factors = aggregate.clip_factors(run, {1: sent})[1]
+    placed = group.place([sent], [aggregate.value_tables(run, sent, factors, 1.0)], run.max_contributors)
+    assert_no_collectives(group.step_jit.lower(params, params, placed, group.constants(), np.uint32(0)))

@@ -11,14 +11,13 @@ Letters: R contributions, T tiles of a unit, k values kept of each, E entries of
 (sign1: 4 * scale code + code, 1024; v213: code, 4).
 """
 
-import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from templar_jax.compress.exact import TINY
+from templar_jax.compress.exact import TINY, product
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.quantize import CODES, SCALES, sign1_table
 from templar_jax.compress.tiles import Tiling, place, tilings
@@ -29,35 +28,40 @@ Tables = dict[str, np.ndarray]  # per parameter f32 [*stack, E]
 
 
 def histogram(tiling: Tiling, packed: Packed) -> np.ndarray:
-    """How often each entry of the value table occurs in each unit: int64 [units, E]."""
-    units = tiling.param.units
+    """How often each magnitude occurs in each unit: int64 [units, m].
+
+    sign1: m = 512, 2 * scale code + magnitude bit (a sign does not change a norm); v213: m = 4, the code.
+    """
+    units, scales = tiling.param.units, np.asarray(packed.scales)
     codes = np.asarray(packed.codes).reshape(units, tiling.tiles, tiling.k)
-    narrow = np.uint8 if tiling.k < 2**8 else np.uint16  # a tile's counts; NumPy adds what it need not widen fastest
-    per_tile = [np.add.reduce((codes == code).view(np.uint8), -1, dtype=narrow) for code in range(CODES)]
-    if np.asarray(packed.scales).dtype == np.float32:
-        return np.stack([counts.sum(-1, dtype=np.int64) for counts in per_tile], -1)
-    entry = np.asarray(packed.scales).reshape(units, tiling.tiles).astype(np.int64) + SCALES * np.arange(units)[:, None]
+    narrow = np.uint8 if tiling.k < 2**8 else np.uint16  # a tile's counts: NumPy adds fastest what it need not widen
+    if scales.dtype == np.float32:
+        counts = [np.add.reduce((codes == code).view(np.uint8), -1, dtype=narrow) for code in range(CODES)]
+        return np.stack([of_code.sum(-1, dtype=np.int64) for of_code in counts], -1)
+    high = np.add.reduce(codes & 1, -1, dtype=narrow)
+    entry = scales.reshape(units, tiling.tiles).astype(np.int64) + SCALES * np.arange(units)[:, None]
     # Weights are f64: exact, a unit having far fewer than 2**53 values.
-    counts = [np.bincount(entry.ravel(), counts.ravel(), units * SCALES) for counts in per_tile]
-    return np.stack(counts, -1).astype(np.int64).reshape(units, SCALES * CODES)
+    all_tiles = np.bincount(entry.ravel(), minlength=units * SCALES)
+    all_high = np.bincount(entry.ravel(), high.ravel(), units * SCALES).astype(np.int64)
+    return np.stack([tiling.k * all_tiles - all_high, all_high], -1).reshape(units, 2 * SCALES)
 
 
-def values(tiling: Tiling, packed: Packed) -> np.ndarray:
-    """Decoded value of each entry of the table, before any clip: f32 [units, E]."""
+def magnitudes(tiling: Tiling, packed: Packed) -> np.ndarray:
+    """The magnitude of each entry of the histogram, before any clip: f32 [units, m]."""
     scales = np.asarray(packed.scales)
     if scales.dtype == np.float32:
-        return scales.reshape(tiling.param.units, CODES)
-    flat = sign1_table(tiling.k, tiling.size).reshape(-1)
+        return np.abs(scales.reshape(tiling.param.units, CODES))
+    flat = sign1_table(tiling.k, tiling.size)[:, :2].reshape(-1)
     return np.broadcast_to(flat, (tiling.param.units, flat.size))
 
 
 def norms(tiling: Tiling, packed: Packed) -> np.ndarray:
-    """Euclidean norm of each unit of a contribution: f64 [units], independent of any order of summation."""
-    squares = np.square(values(tiling, packed).astype(np.float64))
-    counts = histogram(tiling, packed)
-    return np.array(
-        [math.sqrt(math.fsum((count * square)[count > 0])) for count, square in zip(counts, squares, strict=True)]
-    )
+    """Euclidean norm of each unit of a contribution: f64 [units], the same wherever it is computed.
+
+    The counts are exact; their terms are added one after the other, in the order of the table.
+    """
+    terms = histogram(tiling, packed) * np.square(magnitudes(tiling, packed).astype(np.float64))
+    return np.sqrt(np.cumsum(terms, -1)[:, -1])  # a cumulative sum has no other order; np.sum's depends on the machine
 
 
 def lower_median(rows: np.ndarray) -> np.ndarray:
@@ -75,6 +79,15 @@ def clip_factors(run: RunConfig, contributions: Mapping[int, Contribution]) -> d
             too_large = (norm > limit) if run.outer.clip else np.zeros(norm.shape, bool)
             factors[uid][name] = np.where(too_large, limit / np.where(norm > 0, norm, 1), 1.0)
     return factors
+
+
+def values(tiling: Tiling, packed: Packed) -> np.ndarray:
+    """Decoded value of each entry of the value table, before any clip: f32 [units, E]."""
+    scales = np.asarray(packed.scales)
+    if scales.dtype == np.float32:
+        return scales.reshape(tiling.param.units, CODES)
+    flat = sign1_table(tiling.k, tiling.size).reshape(-1)
+    return np.broadcast_to(flat, (tiling.param.units, flat.size))
 
 
 def value_tables(run: RunConfig, contribution: Contribution, factors: dict[str, np.ndarray], step: float) -> Tables:
@@ -98,28 +111,45 @@ def value_tables(run: RunConfig, contribution: Contribution, factors: dict[str, 
     return tables
 
 
-def look_up(value_table: jax.Array, codes: jax.Array, scales: jax.Array | None, dims: int) -> jax.Array:
-    """The values of one contribution to one parameter, on a shard.
+def unit_update(
+    tiling: Tiling, count: jax.Array, sent: Mapping[str, jax.Array], reciprocals: jax.Array | None, zero: jax.Array
+) -> jax.Array:
+    """The sum of the first `count` contributions to one unit, on a shard: gather and add, in their order.
 
     Args:
-      value_table: f32 [*stack, E].
-      codes: uint8 [*stack, *grid, k].
-      scales: uint8 [*stack, *grid]; None for v213.
-      dims: number of grid dims.
+      tiling: how the unit is cut.
+      count: int32 scalar, at most W.
+      sent: indices [W, *grid, k] (absent for full tiles), codes [W, *grid, k], scales [W, *grid] (absent for v213),
+        table [W, E].
+      reciprocals: f32 [>= W + 1] of the integers, if each element is to be divided by the number of contributions
+        with a nonzero value there.
+      zero: see `exact.product`.
 
     Returns:
-      f32 [*stack, *grid, k].
+      f32 [*unit].
     """
-    stack = value_table.shape[:-1]
-    entry = codes.astype(jnp.int32)
-    if scales is not None:
-        entry = scales.astype(jnp.int32)[..., None] * CODES + entry
-    flat_table = value_table.reshape(math.prod(stack), -1)
-    unit = jnp.arange(flat_table.shape[0]).reshape(*stack, *(1,) * (dims + 1))
-    return flat_table.at[unit, entry].get(mode="promise_in_bounds")
+    grid, k = sent["codes"].shape[1:-1], sent["codes"].shape[-1]
+    unit = tuple(tiles * side for tiles, side in zip(grid, tiling.sides, strict=True))
+    sums = [jnp.zeros(unit, jnp.float32)]
+    if reciprocals is not None:
+        sums.append(jnp.zeros(unit, jnp.uint8 if reciprocals.size <= 2**8 else jnp.uint16))
 
+    def add(number: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        one = {part: array[number] for part, array in sent.items()}
+        entry = one["codes"].astype(jnp.int32)
+        if "scales" in one:
+            entry = one["scales"].astype(jnp.int32)[..., None] * CODES + entry
+        found = one["table"].at[entry].get(mode="promise_in_bounds")
+        offsets = one.get("indices", jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), entry.shape))
+        where = place(tiling.sides, offsets)
+        new = [found, *((found != 0).astype(total.dtype) for total in sums[1:])]
+        return [
+            total.at[where].add(part, unique_indices=True, mode="promise_in_bounds")
+            for total, part in zip(sums, new, strict=True)
+        ]
 
-def add(total: jax.Array, tiling: Tiling, indices: jax.Array, values: jax.Array) -> jax.Array:
-    """Adds values [*stack, *grid, k] at their offsets to a shard f32 [*stack, *unit]. Offsets within a tile differ."""
-    where = place(tiling.sides, indices, tiling.param.stack)
-    return total.at[where].add(values, unique_indices=True, mode="promise_in_bounds")
+    sums = jax.lax.fori_loop(0, count, add, sums)
+    if reciprocals is None:
+        return sums[0]
+    share = reciprocals.at[sums[1].astype(jnp.int32)].get(mode="promise_in_bounds")
+    return product(sums[0], share, zero)

@@ -15,6 +15,7 @@ Letters: T tiles of a unit, N elements of a tile, k values kept of each.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Call
     def on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
         totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
         domain = dct.transform_units(cut, totals, False, zero) if run.compress.dct else totals
-        columns = [[None] * len(cut) for _ in range(5)]
+        columns: list[list[Any]] = [[None] * len(cut) for _ in range(5)]
         for positions, offsets, values in keep(cut, domain, chunk):
             tiling = cut[positions[0]]
             codes, scales, sent = select.in_chunks(functools.partial(_sign1, tiling.size), 16 * chunk, values)
@@ -130,7 +131,7 @@ def v213_executables(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> tupl
     def select_on_shard(feedback: Arrays, start: Arrays, end: Arrays, decay: jax.Array, zero: jax.Array):
         totals = [pending(*parts, decay, zero) for parts in zip(feedback, start, end, strict=True)]
         domain = dct.transform_units(cut, totals, False, zero) if run.compress.dct else totals
-        columns = [[None] * len(cut) for _ in range(2)]
+        columns: list[list[Any]] = [[None] * len(cut) for _ in range(2)]
         for positions, *kept in keep(cut, domain, chunk):
             units, sides = [totals[position] for position in positions], cut[positions[0]].sides
             for column, rows in zip(columns, kept, strict=True):

@@ -98,9 +98,9 @@ def alike(cut: Sequence[Tiling]) -> dict[tuple[tuple[int, ...], int], list[int]]
     return found
 
 
-def fold(tiling: Tiling, packed: np.ndarray) -> np.ndarray:
-    """[*stack, T, ...] -> [*stack, *grid, ...]: the form in which tiles are sharded."""
-    stack = tiling.param.stack
+def fold(tiling: Tiling, packed: np.ndarray, batch: int = 0) -> np.ndarray:
+    """[*batch, *stack, T, ...] -> [*batch, *stack, *grid, ...]: the form in which tiles are sharded."""
+    stack = batch + tiling.param.stack
     return packed.reshape(*packed.shape[:stack], *tiling.grid, *packed.shape[stack + 1 :])
 
 

@@ -6,12 +6,12 @@
 
 Bit for bit what plain NumPy f32 gives, on any mesh and in any order of arrival: contributions are added in ascending
 order of uid to a sum that starts at 0; every operation is rounded by itself; magnitudes below 2**-100
-become 0. One group of parameters at a time (at most one parameter's stack in a large model): one dense sum, however
-many contributions there are.
+become 0. One unit at a time: the dense sum of a whole parameter never exists (except with compress.dct).
 
 SparseLoCo (arXiv 2508.15706); DiLoCo (arXiv 2311.08105) for momentum.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -51,41 +51,43 @@ class Outer:
 
 def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
     """Builds the outer step. Compiles once, whatever the number of contributions (1 to max_contributors)."""
-    made = [_Group(run, mesh, names) for names in groups(run, mesh)]
-    by_senders = run.outer.mean == "contributors"
+    made = [Group(run, mesh, names) for names in groups(run, mesh)]
+    senders_mean = run.outer.mean == "contributors"
 
     def init() -> Params:
         if not run.outer.momentum:
             return {}
-        return _zeros(run, mesh)
+        shapes = {param.name: param.shape for param in table(run)}
+        make = jax.jit(
+            lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
+            out_shardings=shardings(run, mesh),
+        )
+        zeros = make()
+        return {name: zeros[name] for name in shapes}
 
     def apply(
         params: Params, momentum: Params, contributions: Mapping[int, Contribution], donate: bool = False
     ) -> tuple[Params, Params]:
         if not contributions:
             return params, momentum
-        step = run.outer.lr if by_senders else run.outer.lr / len(contributions)
+        step = run.outer.lr if senders_mean else run.outer.lr / len(contributions)
         factors = aggregate.clip_factors(run, contributions)
-        ordered = [
-            (contributions[uid], aggregate.value_tables(run, contributions[uid], factors[uid], step))
-            for uid in sorted(contributions)
-        ]
+        ordered = [contributions[uid] for uid in sorted(contributions)]
+        tables = [aggregate.value_tables(run, contributions[uid], factors[uid], step) for uid in sorted(contributions)]
         new_params, new_momentum = dict(params), dict(momentum)
         for group in made:
-            total = group.sum(ordered)
-            ours = [params[name] for name in group.names]
-            moving = [momentum[name] for name in group.names] if momentum else []
-            ours, moving = group.step(ours, moving, total, donate)
-            new_params.update(zip(group.names, ours, strict=True))
-            new_momentum.update(zip(group.names, moving, strict=bool(moving)))
+            names = group.names
+            ours, moving = ([tree[name] for name in names] if tree else [] for tree in (params, momentum))
+            ours, moving = group.step(ours, moving, group.place(ordered, tables, run.max_contributors), donate)
+            new_params.update(zip(names, ours, strict=True))
+            new_momentum.update(zip(names, moving, strict=bool(moving)))
         return new_params, new_momentum
 
     def trial(params: Params, contribution: Contribution, factors: dict[str, np.ndarray], scale: float) -> Params:
         tables = aggregate.value_tables(run, contribution, factors, run.outer.lr * scale)
         new_params = dict(params)
         for group in made:
-            total, _ = group.sum([(contribution, tables)])
-            ours = group.subtract([params[name] for name in group.names], total, np.uint32(0))
+            ours = group.subtract([params[name] for name in group.names], group.place([contribution], [tables], 1))
             new_params.update(zip(group.names, ours, strict=True))
         return new_params
 
@@ -94,125 +96,134 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
         tables = aggregate.value_tables(run, contribution, unclipped, 1.0)
         decoded: Params = {}
         for group in made:
-            decoded.update(zip(group.names, group.elements(group.sum([(contribution, tables)])[0]), strict=True))
+            decoded.update(zip(group.names, group.decode(group.place([contribution], [tables], 1)), strict=True))
         return decoded
 
     return Outer(init, apply, trial, dense)
 
 
-def _zeros(run: RunConfig, mesh: Mesh) -> Params:
-    shapes = {param.name: param.shape for param in table(run)}
-    make = jax.jit(
-        lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
-        out_shardings=shardings(run, mesh),
-    )
-    zeros = make()
-    return {name: zeros[name] for name in shapes}
+class Group:
+    """The executables of one group of parameters; lists are in the order of `names`.
 
-
-class _Group:
-    """The executables of one group of parameters; lists are in the order of `names`."""
+    What goes to the devices of W contributions (see `place`): their number, and per parameter a dict of
+    indices uint16 and codes uint8 [*stack, W, *grid, k], scales uint8 [*stack, W, *grid], table f32 [*stack, W, E].
+    Full tiles carry no indices, v213 no scales.
+    """
 
     def __init__(self, run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> None:
         self.run, self.names = run, names
         self.cut = [tilings(run)[name] for name in names]
-        self.specs = [spec(tiling.param, mesh) for tiling in self.cut]
-        self.where = [NamedSharding(mesh, where) for where in self.specs]
-        self.whole = NamedSharding(mesh, PartitionSpec())
-        self.by_senders = run.outer.mean == "contributors"
-        self.senders_dtype = np.uint8 if run.max_contributors < 2**8 else np.uint16
-        none, specs = PartitionSpec(), self.specs
-        senders = specs if self.by_senders else []
-        moving = specs if run.outer.momentum else []
+        whole, none = [spec(tiling.param, mesh) for tiling in self.cut], PartitionSpec()
+        sent = [self._sent_specs(*item) for item in zip(self.cut, whole, strict=True)]
+        moving = whole if run.outer.momentum else []
+        self.where = [{part: NamedSharding(mesh, where) for part, where in one.items()} for one in sent]
 
         def mapped(function: Callable, in_specs: tuple, out_specs) -> Callable:
             return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-        self._add = jax.jit(
-            mapped(self._add_on_shard, (specs, senders, specs, specs, specs, none), (specs, senders)),
-            donate_argnums=(0, 1),
-        )
-        self.subtract = jax.jit(mapped(self._subtract_on_shard, (specs, specs, none), specs), donate_argnums=1)
-        self._transform = jax.jit(mapped(self._transform_on_shard, (specs, none), specs), donate_argnums=0)
-        step = mapped(self._step_on_shard, (specs, moving, specs, senders, none, none), (specs, moving))
-        self._step = jax.jit(step, donate_argnums=2)
-        self._step_in_place = jax.jit(step, donate_argnums=(0, 1))
-        self._start = jax.jit(self._empty, out_shardings=(self.where, self.where if self.by_senders else []))
+        step = mapped(self._step_on_shard, (whole, moving, (none, sent), none, none), (whole, moving))
+        self.step_jit = jax.jit(step)
+        self.step_in_place_jit = jax.jit(step, donate_argnums=(0, 1))
+        self.subtract_jit = jax.jit(mapped(self._subtract_on_shard, (whole, (none, sent), none), whole))
+        self.decode_jit = jax.jit(mapped(self._decode_on_shard, ((none, sent), none), whole))
 
-    def _empty(self) -> tuple[Arrays, Arrays]:
-        shapes = [tiling.param.shape for tiling in self.cut]
-        senders = [jnp.zeros(shape, self.senders_dtype) for shape in shapes] if self.by_senders else []
-        return [jnp.zeros(shape, jnp.float32) for shape in shapes], senders
+    def _sent_specs(self, tiling: Tiling, whole: PartitionSpec) -> dict[str, PartitionSpec]:
+        stack = tiling.param.stack
+        tiles = PartitionSpec(*whole[:stack], None, *whole[stack:])
+        parts = {"codes": tiles, "table": PartitionSpec(*whole[:stack])}
+        if not tiling.full:
+            parts["indices"] = tiles
+        if self.run.compress.quantizer == "sign1":
+            parts["scales"] = tiles
+        return parts
 
-    def sum(self, ordered: list[tuple[Contribution, Tables]]) -> tuple[Arrays, Arrays]:
-        """The dense sum of the contributions in this order, and how many sent each element."""
-        total, senders = self._start()
-        for contribution, tables in ordered:
-            total, senders = self._add(total, senders, *self._placed(contribution, tables))
-        return total, senders
+    def place(self, contributions: list[Contribution], tables: list[Tables], width: int) -> tuple:
+        """Contributions on the devices, each tile where its elements lie; past their number lies what is never read."""
 
-    def _placed(self, contribution: Contribution, tables: Tables) -> tuple:
-        """A contribution on the devices, each tile where its elements lie. What is not needed there is None."""
-        sign1 = self.run.compress.quantizer == "sign1"
-        sent = [contribution[name] for name in self.names]
-        parts = list(zip(self.cut, sent, self.where, strict=True))
-        indices = [None if t.full else jax.device_put(fold(t, np.asarray(one.indices)), w) for t, one, w in parts]
-        codes = [jax.device_put(fold(t, np.asarray(one.codes)), w) for t, one, w in parts]
-        scales = [jax.device_put(fold(t, np.asarray(one.scales)), w) if sign1 else None for t, one, w in parts]
-        return indices, codes, scales, jax.device_put([tables[name] for name in self.names], self.whole)
+        def stacked(arrays: list[np.ndarray], dim: int) -> np.ndarray:
+            first = arrays[0]
+            out = np.empty((*first.shape[:dim], width, *first.shape[dim:]), first.dtype)
+            for number, array in enumerate(arrays):
+                out[(slice(None),) * dim + (number,)] = array
+            return out
 
-    def _add_on_shard(
-        self, totals: Arrays, senders: Arrays, indices: list, codes: Arrays, scales: list, tables: Arrays
-    ) -> tuple[Arrays, Arrays]:
-        new, counted = [], []
-        for at, tiling in enumerate(self.cut):
-            found = aggregate.look_up(tables[at], codes[at], scales[at], len(tiling.grid))
-            offsets = _offsets(tiling, indices[at], codes[at])
-            new.append(aggregate.add(totals[at], tiling, offsets, found))
-            if senders:
-                sent = (found != 0).astype(self.senders_dtype)
-                counted.append(aggregate.add(senders[at], tiling, offsets, sent))
-        return new, counted
+        sent = []
+        for tiling, name, parts in zip(self.cut, self.names, self.where, strict=True):
+            stack = tiling.param.stack
+            one = {"table": stacked([of_peer[name] for of_peer in tables], stack)}
+            for part in parts.keys() - {"table"}:
+                arrays = [np.asarray(getattr(contribution[name], part)) for contribution in contributions]
+                one[part] = fold(tiling, stacked(arrays, stack), batch=1)
+            sent.append(one)
+        return np.int32(len(contributions)), jax.device_put(sent, self.where)
 
-    def elements(self, totals: Arrays) -> Arrays:
-        """Sums as elements of the parameters: the inverse cosine transform, where the run uses it."""
-        return self._transform(totals, np.uint32(0)) if self.run.compress.dct else totals
+    def step(self, params: Arrays, momentum: Arrays, placed: tuple, donate: bool) -> tuple[Arrays, Arrays]:
+        step = self.step_in_place_jit if donate else self.step_jit
+        return step(params, momentum, placed, self.constants(), np.uint32(0))
 
-    def _transform_on_shard(self, totals: Arrays, zero: jax.Array) -> Arrays:
-        return dct.transform_units(self.cut, totals, True, zero) if self.run.compress.dct else totals
-
-    def _subtract_on_shard(self, params: Arrays, totals: Arrays, zero: jax.Array) -> Arrays:
-        updates = self._transform_on_shard(totals, zero)
-        return [flush(param - update) for param, update in zip(params, updates, strict=True)]
-
-    def step(self, params: Arrays, momentum: Arrays, total: tuple[Arrays, Arrays], donate: bool) -> tuple:
-        step = self._step_in_place if donate else self._step
+    def constants(self) -> tuple[np.ndarray, np.float32]:
+        """Reciprocals of 0 (as 0) to R, and the momentum's decay."""
         counts = np.arange(self.run.max_contributors + 1)
-        reciprocals = np.divide(1.0, counts, out=np.zeros(counts.shape), where=counts > 0).astype(np.float32)
-        constants = (reciprocals, np.float32(self.run.outer.momentum))
-        return step(params, momentum, *total, constants, np.uint32(0))
+        reciprocals = np.divide(1.0, counts, out=np.zeros(counts.shape), where=counts > 0)
+        return reciprocals.astype(np.float32), np.float32(self.run.outer.momentum)
 
-    def _step_on_shard(
-        self, params: Arrays, momentum: Arrays, totals: Arrays, senders: Arrays, constants: tuple, zero: jax.Array
-    ) -> tuple[Arrays, Arrays]:
+    def subtract(self, params: Arrays, placed: tuple) -> Arrays:
+        return self.subtract_jit(params, placed, np.uint32(0))
+
+    def decode(self, placed: tuple) -> Arrays:
+        return self.decode_jit(placed, np.uint32(0))
+
+    def _step_on_shard(self, params: Arrays, momentum: Arrays, placed: tuple, constants: tuple, zero: jax.Array):
         reciprocals, decay = constants
-        if senders:
-            shares = [reciprocals.at[count.astype(jnp.int32)].get(mode="promise_in_bounds") for count in senders]
-            totals = [product(total, share, zero) for total, share in zip(totals, shares, strict=True)]
-        updates = self._transform_on_shard(totals, zero)
-        if momentum:
-            moved = zip(momentum, updates, strict=True)
-            momentum = [flush(product(decay, moving, zero) + update) for moving, update in moved]
-            if self.run.outer.nesterov:
-                moved = zip(momentum, updates, strict=True)
-                updates = [product(decay, moving, zero) + update for moving, update in moved]
-            else:
-                updates = momentum
-        return [flush(param - update) for param, update in zip(params, updates, strict=True)], momentum
+        by_senders = reciprocals if self.run.outer.mean == "contributors" else None
+
+        def finish(update: jax.Array, param: jax.Array, *moving: jax.Array) -> tuple[jax.Array, ...]:
+            if moving:
+                moving = (flush(product(decay, moving[0], zero) + update),)
+                update = product(decay, moving[0], zero) + update if self.run.outer.nesterov else moving[0]
+            return (flush(param - update), *moving)
+
+        rows = [params, momentum] if momentum else [params]
+        new = self._per_unit(placed, by_senders, finish, rows, zero)
+        return [one[0] for one in new], [one[1] for one in new] if momentum else []
+
+    def _subtract_on_shard(self, params: Arrays, placed: tuple, zero: jax.Array) -> Arrays:
+        return self._per_unit(placed, None, lambda update, param: flush(param - update), [params], zero)
+
+    def _decode_on_shard(self, placed: tuple, zero: jax.Array) -> Arrays:
+        return self._per_unit(placed, None, lambda update: update, [], zero)
+
+    def _per_unit(
+        self, placed: tuple, reciprocals: jax.Array | None, finish: Callable, rows: list[Arrays], zero: jax.Array
+    ) -> list:
+        """finish(update of a unit, that unit of each of `rows`) for every unit of every parameter of a shard."""
+        count, sent = placed
+        own = [[row[at] for row in rows] for at in range(len(self.cut))]
+
+        def update(tiling: Tiling, one: dict[str, jax.Array]) -> jax.Array:
+            return aggregate.unit_update(tiling, count, one, reciprocals, zero)
+
+        if self.run.compress.dct:
+            sums = [
+                _over_stack(tiling, functools.partial(update, tiling), one)
+                for tiling, one in zip(self.cut, sent, strict=True)
+            ]
+            elements = dct.transform_units(self.cut, sums, True, zero)
+            return [finish(part, *ours) for part, ours in zip(elements, own, strict=True)]
+
+        def new(tiling: Tiling, one: dict[str, jax.Array], *ours: jax.Array):
+            return finish(update(tiling, one), *ours)
+
+        items = zip(self.cut, sent, own, strict=True)
+        return [_over_stack(tiling, functools.partial(new, tiling), one, *ours) for tiling, one, ours in items]
 
 
-def _offsets(tiling: Tiling, indices: jax.Array | None, codes: jax.Array) -> jax.Array:
-    """Offsets of the values; full tiles carry none."""
-    if indices is not None:
-        return indices
-    return jnp.broadcast_to(jnp.arange(tiling.k, dtype=jnp.int32), codes.shape)
+def _over_stack(tiling: Tiling, function: Callable, *trees):
+    """function of each unit in turn, for trees of arrays [*stack, ...]."""
+    stack = tiling.param.stack
+    if not stack:
+        return function(*trees)
+    shape = jax.tree.leaves(trees)[0].shape[:stack]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[stack:]), trees)
+    done = jax.lax.map(lambda unit: function(*unit), flat)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), done)
