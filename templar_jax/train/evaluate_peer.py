@@ -12,6 +12,7 @@ Changing, evaluating and taking back are executables of their own: in one, XLA c
 Letters: B sequences, M sequences of one forward pass, C passes, S tokens of a sequence.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from templar_jax.compress import aggregate, dct
 from templar_jax.compress.aggregate import Contribution
 from templar_jax.compress.exact import flush
+from templar_jax.compress.quantize import CODES
 from templar_jax.compress.tiles import Tiling, fold, place, tilings
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.model.llama import Llama
@@ -143,6 +145,20 @@ def _where(tiling: Tiling, indices: jax.Array | None, codes: jax.Array) -> tuple
     return place(tiling.sides, indices, tiling.param.stack)
 
 
+def _look_up(value_table: jax.Array, codes: jax.Array, scales: jax.Array | None, dims: int) -> jax.Array:
+    """f32 [*stack, *grid, k]: the entries of f32 [*stack, E] that uint8 codes [*stack, *grid, k] and scales name.
+
+    dims: number of grid dims; scales None: v213.
+    """
+    stack = value_table.shape[:-1]
+    entry = codes.astype(jnp.int32)
+    if scales is not None:
+        entry = scales.astype(jnp.int32)[..., None] * CODES + entry
+    flat_table = value_table.reshape(math.prod(stack), -1)
+    unit = jnp.arange(flat_table.shape[0]).reshape(*stack, *(1,) * (dims + 1))
+    return flat_table.at[unit, entry].get(mode="promise_in_bounds")
+
+
 def make_apply(run: RunConfig, mesh: Mesh) -> Callable[..., tuple[Params, Params]]:
     """`apply(params, indices, codes, scales, tables, zero) -> (params, old)`: the outer step's arithmetic, bit for bit.
 
@@ -152,11 +168,11 @@ def make_apply(run: RunConfig, mesh: Mesh) -> Callable[..., tuple[Params, Params
     cut = tilings(run)
 
     def one(tiling: Tiling, param: jax.Array, indices, codes, scales, value_table, zero) -> tuple[jax.Array, jax.Array]:
-        found = aggregate.look_up(value_table, codes, scales, len(tiling.grid))
+        found = _look_up(value_table, codes, scales, len(tiling.grid))
         where = _where(tiling, indices, codes)
         if run.compress.dct:
             total = jnp.zeros_like(param).at[where].set(found, unique_indices=True, mode="promise_in_bounds")
-            total = dct.transform(total, tiling.sides, tiling.param.stack, True, zero)
+            (total,) = dct.transform_units([tiling], [total], True, zero)
             return flush(param - total), codes
         old = param.at[where].get(unique_indices=True, mode="promise_in_bounds")
         return param.at[where].set(flush(old - found), unique_indices=True, mode="promise_in_bounds"), old
