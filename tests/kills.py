@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("train", "compress", "seal", "commit", "reveal", "wait", "lead", "apply", "checkpoint")
 START_SECONDS = 120.0  # a start compiles, or reads the compile cache
 RECOVER_SECONDS = 120.0
+ARGUMENTS = ["--config", "nano", "--node.checkpoint_every", "2", "--node.mesh.cpu_devices", "1"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def main() -> None:
     args = parser.parse_args()
     draw = random.Random(args.seed)
     kills: list[Kill] = []
-    with miners(args.home, ["victim", "neighbour"], ["--config", "nano", "--node.checkpoint_every", "2"]) as pair:
+    with miners(args.home, ["victim", "neighbour"], ARGUMENTS) as pair:
         victim, neighbour = pair
         roots = Roots()
         for number in range(args.kills):

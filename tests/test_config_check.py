@@ -75,7 +75,7 @@ def test_data_must_serve_all_slots_and_an_evaluation():
 
 
 def test_training_blocks_by_hand():
-    """tiny: the rank 0 manifest is usable at 31 + 1 + 1 of 36, the rank 2 one at 39: three blocks of the next window."""
+    """tiny: the rank 0 manifest is usable at 31 + 1 + 1 of 36, the rank 2 one at 39: 3 blocks of the next."""
     window = RunConfig().window
     assert training_blocks(window, finality=1) == 28 - 2
     assert training_blocks(window, finality=1, rank=2) == 28 - 2 - 3
