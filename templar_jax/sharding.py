@@ -9,11 +9,12 @@ is tiled, quantised, clipped and rooted together.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -129,3 +130,18 @@ def spec(param: Param, mesh: Mesh) -> PartitionSpec:
 def shardings(run: RunConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """{name: NamedSharding} for the whole parameter dict."""
     return {param.name: NamedSharding(mesh, spec(param, mesh)) for param in table(run)}
+
+
+def make_zeros(run: RunConfig, mesh: Mesh) -> Callable[[], dict[str, jax.Array]]:
+    """`zeros()`: f32 arrays keyed, ordered, shaped and sharded like the parameters. Compiled once."""
+    shapes = {param.name: param.shape for param in table(run)}
+    make = jax.jit(
+        lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
+        out_shardings=shardings(run, mesh),
+    )
+
+    def zeros() -> dict[str, jax.Array]:
+        made = make()  # a jit returns its dicts sorted by key
+        return {name: made[name] for name in shapes}
+
+    return zeros

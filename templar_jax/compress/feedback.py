@@ -27,7 +27,7 @@ from templar_jax.compress.exact import product
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.tiles import Tiling, alike, fold, groups, place, split_rows, tilings, unfold
 from templar_jax.config import RunConfig
-from templar_jax.sharding import shardings, spec, table
+from templar_jax.sharding import make_zeros, spec
 
 Params = dict[str, jax.Array]
 Arrays = list[jax.Array]
@@ -49,15 +49,6 @@ def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
     make_group = _make_sign1 if run.compress.quantizer == "sign1" else _make_v213
     made = [(names, make_group(run, mesh, names)) for names in groups(run, mesh)]
 
-    def init() -> Params:
-        shapes = {param.name: param.shape for param in table(run)}
-        make = jax.jit(
-            lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
-            out_shardings=shardings(run, mesh),
-        )
-        zeros = make()
-        return {name: zeros[name] for name in shapes}
-
     def update(feedback: Params, start: Params, end: Params) -> tuple[Params, dict[str, Packed]]:
         left: Params = {}
         packed: dict[str, Packed] = {}
@@ -68,7 +59,7 @@ def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
             packed.update(zip(names, sent, strict=True))
         return left, packed
 
-    return Compressor(init, update)
+    return Compressor(make_zeros(run, mesh), update)
 
 
 def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
