@@ -108,7 +108,7 @@ def torch_jobs(config: RunConfig, cores: int, start: dict, end: dict, ours: Ours
     same = (theirs == np.frombuffer(data[header:], np.uint8)).mean()
     if theirs.size != len(data) - header or same < 0.999:  # a sum in another order may move a scale code
         raise AssertionError(f"not the same work: {same:.4%} of torch's bytes equal ours")
-    contributions = [torch.unpack(body) for body in bodies]
+    contributions = [torch.compact(torch.unpack(body)) for body in bodies]
     contributed = {uid: codec.decode(config, payload) for uid, payload in enumerate(payloads)}
     for mine, other in (
         (ours.decode(data), torch.decode(data[header:])),

@@ -111,6 +111,31 @@ def value_tables(run: RunConfig, contribution: Contribution, factors: dict[str, 
     return tables
 
 
+def look_up(one: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Offsets and values [*grid, k] of one contribution to one unit, its parts as in `unit_update` without W."""
+    entry = one["codes"].astype(jnp.int32)
+    if "scales" in one:
+        entry = one["scales"].astype(jnp.int32)[..., None] * CODES + entry
+    offsets = one.get("indices", jnp.broadcast_to(jnp.arange(entry.shape[-1], dtype=jnp.int32), entry.shape))
+    return offsets, one["table"].at[entry].get(mode="promise_in_bounds")
+
+
+def dense(tiling: Tiling, sent: Mapping[str, jax.Array]) -> jax.Array:
+    """The values of a single contribution where they belong, on a shard: f32 [*stack, *unit], 0 elsewhere.
+
+    sent: as in `unit_update`, with the stack dims in front and W = 1.
+    """
+    stack = tiling.param.stack
+    read = look_up
+    for _ in range(stack):
+        read = jax.vmap(read)
+    offsets, found = read({part: jax.lax.index_in_dim(x, 0, stack, keepdims=False) for part, x in sent.items()})
+    dims = zip(offsets.shape[stack:-1], tiling.sides, strict=True)
+    shape = (*offsets.shape[:stack], *(tiles * side for tiles, side in dims))
+    where = place(tiling.sides, offsets, stack)
+    return jnp.zeros(shape, jnp.float32).at[where].set(found, unique_indices=True, mode="promise_in_bounds")
+
+
 def unit_update(
     tiling: Tiling, count: jax.Array, sent: Mapping[str, jax.Array], reciprocals: jax.Array | None, zero: jax.Array
 ) -> jax.Array:
@@ -128,19 +153,14 @@ def unit_update(
     Returns:
       f32 [*unit].
     """
-    grid, k = sent["codes"].shape[1:-1], sent["codes"].shape[-1]
+    grid = sent["codes"].shape[1:-1]
     unit = tuple(tiles * side for tiles, side in zip(grid, tiling.sides, strict=True))
     sums = [jnp.zeros(unit, jnp.float32)]
     if reciprocals is not None:
         sums.append(jnp.zeros(unit, jnp.uint8 if reciprocals.size <= 2**8 else jnp.uint16))
 
     def add(number: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-        one = {part: array[number] for part, array in sent.items()}
-        entry = one["codes"].astype(jnp.int32)
-        if "scales" in one:
-            entry = one["scales"].astype(jnp.int32)[..., None] * CODES + entry
-        found = one["table"].at[entry].get(mode="promise_in_bounds")
-        offsets = one.get("indices", jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), entry.shape))
+        offsets, found = look_up({part: array[number] for part, array in sent.items()})
         where = place(tiling.sides, offsets)
         new = [found, *((found != 0).astype(total.dtype) for total in sums[1:])]
         return [

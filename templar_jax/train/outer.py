@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +24,7 @@ from templar_jax.compress.aggregate import Contribution, Tables
 from templar_jax.compress.exact import flush, product
 from templar_jax.compress.tiles import Tiling, fold, groups, tilings
 from templar_jax.config import RunConfig
-from templar_jax.sharding import shardings, spec, table
+from templar_jax.sharding import make_zeros, spec
 
 Params = dict[str, jax.Array]
 Arrays = list[jax.Array]
@@ -53,17 +52,6 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
     """Builds the outer step. Compiles once, whatever the number of contributions (1 to max_contributors)."""
     made = [Group(run, mesh, names) for names in groups(run, mesh)]
     senders_mean = run.outer.mean == "contributors"
-
-    def init() -> Params:
-        if not run.outer.momentum:
-            return {}
-        shapes = {param.name: param.shape for param in table(run)}
-        make = jax.jit(
-            lambda: {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()},
-            out_shardings=shardings(run, mesh),
-        )
-        zeros = make()
-        return {name: zeros[name] for name in shapes}
 
     def apply(
         params: Params, momentum: Params, contributions: Mapping[int, Contribution], donate: bool = False
@@ -99,7 +87,7 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
             decoded.update(zip(group.names, group.decode(group.place([contribution], [tables], 1)), strict=True))
         return decoded
 
-    return Outer(init, apply, trial, dense)
+    return Outer(make_zeros(run, mesh) if run.outer.momentum else dict, apply, trial, dense)
 
 
 class Group:
@@ -191,7 +179,8 @@ class Group:
         return self._per_unit(placed, None, lambda update, param: flush(param - update), [params], zero)
 
     def _decode_on_shard(self, placed: tuple, zero: jax.Array) -> Arrays:
-        return self._per_unit(placed, None, lambda update: update, [], zero)
+        decoded = [aggregate.dense(tiling, one) for tiling, one in zip(self.cut, placed[1], strict=True)]
+        return dct.transform_units(self.cut, decoded, True, zero) if self.run.compress.dct else decoded
 
     def _per_unit(
         self, placed: tuple, reciprocals: jax.Array | None, finish: Callable, rows: list[Arrays], zero: jax.Array
