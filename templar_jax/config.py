@@ -157,7 +157,7 @@ class NodeConfig:
     """What one machine decides for itself; never hashed."""
 
     home: str = ".templar"
-    hotkey: str = ""  # name under home/wallet, created on first use; empty: the first of miner-0, miner-1, ... not running
+    hotkey: str = ""  # name under home/wallet, made on first use; empty: first of miner-0, miner-1, ... that is free
     data: str = ""  # prepared pages; empty: the standard library's source, prepared under home
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -166,4 +166,6 @@ class NodeConfig:
     checkpoint_keep: int = 3
     keep_windows: int = 20  # windows of objects that stay in the own bucket
     eval_sequences: int = 128  # held-out sequences of the evaluation after each outer step
+    score_sequences: int = 64  # a validator evaluates each contribution on so many, assigned and unassigned
+    weights_blocks: int = 100  # between two times that a validator sets weights: the chain's rate limit
     sinks: tuple[str, ...] = ()  # beside JSONL: "wandb", "tensorboard"

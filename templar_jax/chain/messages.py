@@ -4,6 +4,7 @@
     S seal      window u64, sealed hash 32
     M manifest  window u64, manifest hash 32, checkpoint? u8, its window u64, its sha256 32 (zeros where there is none)
     G genesis   run id 16, sha256 of the data manifest 32, first window u64, root of theta_0 32
+    E evidence  newest window u64, hash 32 that pins a validator's evidence of all windows up to that
 
 Every byte string that parses is the encoding of what it parses to, so nothing can be said in two ways.
 """
@@ -17,6 +18,7 @@ from templar_jax.errors import RefusedError
 _SEAL = struct.Struct("<3sQ32s")
 _MANIFEST = struct.Struct("<3sQ32s?Q32s")
 _GENESIS = struct.Struct("<3s16s32sQ32s")
+_EVIDENCE = struct.Struct("<3sQ32s")
 _ZERO = bytes(32)
 
 
@@ -48,7 +50,15 @@ class GenesisMessage:
     root: bytes  # 32, state root of theta_0
 
 
-Message = SealMessage | ManifestMessage | GenesisMessage
+@dataclass(frozen=True)
+class EvidenceMessage:
+    """A validator's, before it sets weights: they follow from the evidence of its windows up to `window`."""
+
+    window: int
+    chain_sha256: bytes  # incentive.replay.link of all of it
+
+
+Message = SealMessage | ManifestMessage | GenesisMessage | EvidenceMessage
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ def encode_message(message: Message) -> bytes:
                 return _MANIFEST.pack(b"T\1M", window, _exactly(32, manifest), checkpoint is not None, at, digest)
             case GenesisMessage(run_id, data, first, root):
                 return _GENESIS.pack(b"T\1G", _exactly(16, run_id), _exactly(32, data), first, _exactly(32, root))
+            case EvidenceMessage(window, chain):
+                return _EVIDENCE.pack(b"T\1E", window, _exactly(32, chain))
     except struct.error as error:
         raise ValueError(f"{type(message).__name__} does not fit its fields: {error}") from error
 
@@ -87,6 +99,8 @@ def decode_message(data: bytes) -> Message:
                 message = ManifestMessage(window, manifest, *((at, digest) if present else (None, None)))
             case b"T\1G":
                 message = GenesisMessage(*_GENESIS.unpack(data)[1:])
+            case b"T\1E":
+                message = EvidenceMessage(*_EVIDENCE.unpack(data)[1:])
             case _:
                 raise RefusedError("message", "unknown version or tag")
     except struct.error as error:

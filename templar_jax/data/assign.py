@@ -30,6 +30,18 @@ def unassigned(seed: bytes, n_slots: int, pages_per_slot: int, n_pages: int, cou
     return _range(seed, n_slots * pages_per_slot, count, n_pages, f"evaluation behind {n_slots} slots")
 
 
+def behind_slots(seed: bytes, n_slots: int, pages_per_slot: int, n_pages: int, offsets: np.ndarray) -> list[int]:
+    """The pages at `offsets` (>= 0) behind the last slot's range: some of what no one owns, in O(offsets) memory.
+
+    Raises:
+      ConfigError: an offset behind the last page.
+    """
+    first = n_slots * pages_per_slot
+    if offsets.size and first + int(offsets.max()) >= n_pages:
+        _range(seed, first, int(offsets.max()) + 1, n_pages, f"evaluation behind {n_slots} slots")
+    return permute(_DOMAIN + seed, n_pages, first + offsets).tolist() if offsets.size else []
+
+
 def _range(seed: bytes, first: int, count: int, n_pages: int, what: str) -> list[int]:
     if min(first, count) < 0:
         raise ValueError(f"positions {first} to {first + count}")

@@ -14,6 +14,7 @@ from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.sharding import shardings
 from templar_jax.train.evaluate import make_evaluate
+from templar_jax.train.evaluate_peer import PeerEvaluation, make_evaluate_peer
 from templar_jax.train.inner import Inner, make_inner
 from templar_jax.train.outer import Outer, make_outer
 from templar_jax.train.state import init_params, ordered
@@ -33,6 +34,7 @@ class Engine:
     root: Any  # Params -> 32 bytes
     evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
     theta_0: Callable[[], Params]  # a fresh copy each time
+    peers: PeerEvaluation  # of contributions, by a validator
 
 
 @lru_cache(maxsize=4)
@@ -48,6 +50,7 @@ def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
         root=make_root(run, mesh),
         evaluate=make_evaluate(run, compute, mesh),
         theta_0=lambda: ordered(run, make()),
+        peers=make_evaluate_peer(run, compute, mesh),
     )
 
 

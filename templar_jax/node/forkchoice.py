@@ -20,6 +20,7 @@ class Claim:
     locator: str
     sealed_sha256: bytes
     block: int
+    index: int = 0  # in the block
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def claims(commitments: Iterable[Commitment], metagraph: Metagraph, timetable: T
             continue
         if isinstance(parsed.message, SealMessage) and parsed.message.window == timetable.window:
             sealed = parsed.message.sealed_sha256
-            latest[neuron.uid] = Claim(neuron.uid, neuron.hotkey, parsed.locator, sealed, commitment.block)
+            where = commitment.block, commitment.index
+            latest[neuron.uid] = Claim(neuron.uid, neuron.hotkey, parsed.locator, sealed, *where)
     return tuple(latest[uid] for uid in sorted(latest))
 
 

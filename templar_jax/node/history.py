@@ -73,6 +73,8 @@ async def catch_up(node: Node) -> None:
         messages = [parsed.message for c in commitments if (parsed := parse_commitment(c.fields)) is not None]
         led = {m.window for m in messages if isinstance(m, ManifestMessage)}
         for window in sorted(w for w in led if first.window <= w <= decided):
+            if world.stop.is_set():  # there may be thousands, and none waits for a block
+                raise Stopped
             node.state = replace(node.state, window=window)
             await advance(node, await canonical(node, window))
         node.state = replace(node.state, window=decided + 1)
@@ -167,6 +169,7 @@ async def advance(node: Node, verdict: Verdict | None) -> None:
     world, state = node.world, node.state
     node.sealed.clear()
     node.opened.clear()
+    node.outcomes.clear()
     if verdict is None:
         node.state = replace(state, window=state.window + 1)
         world.emit(ManifestApplied(state.window, state.outer_step, (), (), state.root.hex()))

@@ -80,7 +80,9 @@ async def collect(node: Node, window: int, claims: Iterable[Claim], cutoff: floa
     """
 
     async def one(claim: Claim) -> Opened | RefusedError:
-        return await one_peer(node.world, claim.uid, _collect_one(node, window, claim, cutoff))
+        outcome = await one_peer(node.world, claim.uid, _collect_one(node, window, claim, cutoff))
+        node.outcomes[claim.uid] = outcome
+        return outcome
 
     chosen = list(claims)
     results = await asyncio.gather(*(one(claim) for claim in chosen))

@@ -1,6 +1,8 @@
 """A node from its start to its stop."""
 
 import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from templar_jax.chain.wait import until_final
 from templar_jax.config import NodeConfig, RunConfig
@@ -17,8 +19,31 @@ from templar_jax.node.world import Node, World
 from templar_jax.telemetry.events import NodeStopped, Registered, Warned
 
 
+async def _nothing(*_: object) -> None:
+    """Miners leave nothing running beside their windows."""
+
+
+@dataclass(frozen=True)
+class Duty:
+    """What a node does in each window: a miner's by default, a validator's from `validator.validator`."""
+
+    trains: bool = True
+    run_window: Callable[[Node], Awaitable[bool]] = run_window  # True: the window counts
+    finish: Callable[[Node], Awaitable[None]] = _nothing  # what still runs beside the windows, to its end
+    abort: Callable[[], Awaitable[None]] = _nothing  # the same, at once
+
+
+MINER = Duty()
+
+
 async def run_node(
-    world: World, run: RunConfig, config: NodeConfig, engine: Engine, pages: Pages, windows: int | None = None
+    world: World,
+    run: RunConfig,
+    config: NodeConfig,
+    engine: Engine,
+    pages: Pages,
+    windows: int | None = None,
+    duty: Duty = MINER,
 ) -> Node | None:
     """Registers, joins (or starts) the run, catches up, and takes part in `windows` windows (None: until stopped).
 
@@ -31,12 +56,13 @@ async def run_node(
     try:
         world.emit(Registered(await world.chain.register(world.key)))
         genesis = await join_or_start(world, run, engine.root(engine.theta_0()))
-        node = await resume.start(world, run, config, engine, pages, genesis)
+        node = await resume.start(world, run, config, engine, pages, genesis, duty.trains)
     except Stopped:
         return None
     reason = "done"
     try:
-        await _run(node, windows)
+        await _run(node, windows, duty)
+        await duty.finish(node)
         await emit_heldout(node)
     except Stopped:
         reason = "asked to"
@@ -48,6 +74,7 @@ async def run_node(
     finally:  # also where the process's end comes as a cancellation
         if node.tidying is not None:
             node.tidying.cancel()
+        await duty.abort()
     await _end(node, reason)
     return node
 
@@ -58,14 +85,14 @@ async def _end(node: Node, reason: str) -> None:
     node.world.emit(NodeStopped(node.state.window, node.state.root.hex(), reason))
 
 
-async def _run(node: Node, windows: int | None) -> None:
-    """`windows` counts those in which the chain took this node's contribution."""
+async def _run(node: Node, windows: int | None, duty: Duty) -> None:
+    """`windows` counts those in which the chain took this node's contribution; a validator's, those that it saw."""
     world, done = node.world, 0
     rejoined = -1  # the window of the chain in which this node last changed its history
     while windows is None or done < windows:
         try:
             await catch_up(node)
-            done += await run_window(node)
+            done += await duty.run_window(node)
         except Diverged as fork:
             present = window_of(await world.chain.head(), node.run.window)
             if present == rejoined:  # in vain: nothing better is served at present

@@ -31,13 +31,20 @@ MANIFEST_BLOCKS = 2.0  # for a manifest while a joiner looks back
 
 
 async def start(
-    world: World, run: RunConfig, config: NodeConfig, engine: Engine, pages: Pages, genesis: Genesis
+    world: World,
+    run: RunConfig,
+    config: NodeConfig,
+    engine: Engine,
+    pages: Pages,
+    genesis: Genesis,
+    trains: bool = True,
 ) -> Node:
     """The node with the newest state it can get hold of: its own checkpoint, a published one, or theta_0.
 
-    The window that it stands at may be long past: `history.catch_up` is next.
+    The window that it stands at may be long past: `history.catch_up` is next. A node that never `trains` has no
+    optimizer and no error feedback: three copies of the model less.
     """
-    local = Local(opt=engine.inner.init(engine.theta_0()), feedback=engine.compressor.init())
+    local = Local(engine.inner.init(engine.theta_0()), engine.compressor.init()) if trains else Local(None, {})
     restored, notes = await world.clock.spend(
         "restore",
         world.costs.checkpoint,
@@ -74,9 +81,11 @@ async def rejoin(node: Node) -> None:
         state = _theta_0(engine, genesis)
     world.emit(Noted(f"joining the others' history from window {state.window}"))
     node.state, node.foreign = state, 0
-    node.local.feedback, node.local.partial = engine.compressor.init(), None
+    node.local.feedback = engine.compressor.init() if node.local.feedback else {}
+    node.local.partial = None
     node.sealed.clear()
     node.opened.clear()
+    node.outcomes.clear()
     await stop_tidying(node)
     node.published, node.unpublished = None, False  # of the history that was left
 

@@ -14,6 +14,7 @@ from templar_jax.compress.packed import Packed
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.cache import PageCache
 from templar_jax.data.pages import Pages
+from templar_jax.errors import RefusedError
 from templar_jax.node.engine import Engine, Params
 from templar_jax.node.seals import Seals
 from templar_jax.node.timetable import Timetable
@@ -33,6 +34,7 @@ class Costs:
     open: float = 0.05
     apply: float = 0.5
     evaluate: float = 0.2
+    likeness: float = 0.1
     checkpoint: float = 0.1
 
 
@@ -82,7 +84,7 @@ class GlobalState:
 
 @dataclass
 class Local:
-    """A miner's own state: what no one else has and only its own checkpoints keep."""
+    """A miner's own state: what no one else has and only its own checkpoints keep. Empty where a node never trains."""
 
     opt: Any
     feedback: Params
@@ -110,7 +112,7 @@ class Opened:
 
 @dataclass
 class Node:
-    """One running node. `sealed` and `opened` cache by `gather.cache_key` until a window is applied."""
+    """One running node. `sealed` and `opened` cache by `gather.cache_key`; they and `outcomes` last a window."""
 
     world: World
     run: RunConfig
@@ -122,6 +124,7 @@ class Node:
     local: Local
     sealed: dict[tuple[int, int, bytes], bytes] = field(default_factory=dict)
     opened: dict[tuple[int, int, bytes], Opened] = field(default_factory=dict)
+    outcomes: dict[int, Opened | RefusedError] = field(default_factory=dict)  # by uid, as `lead.collect` found them
     foreign: int = 0  # windows in a row whose leaders all continued another history than this node's
     finish_seconds: float = 2.0  # from the last inner step to the commitment, as measured
     step_seconds: float = 0.0  # of one inner step, as measured

@@ -9,14 +9,18 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from templar_jax.chain.keys import Keypair
 from templar_jax.chain.local import LocalChain
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
+from templar_jax.incentive.rules import rules
 from templar_jax.node.engine import Engine
-from templar_jax.node.lifecycle import run_node
+from templar_jax.node.lifecycle import MINER, run_node
+from templar_jax.node.records import MemoryRecords
 from templar_jax.node.seals import MemorySeals
+from templar_jax.node.validator import validator
 from templar_jax.node.world import Costs, Node, World
 from templar_jax.simulate.loop import VirtualClock, run_virtual
 from templar_jax.store.checkpoint import MemoryCheckpoints
@@ -27,6 +31,7 @@ BLOCK_SECONDS = 12.0
 FINALITY = 2
 WINDOWS_PER_TEMPO = 4
 HONEST_COSTS = Costs()
+STAKE = 1000.0  # of the first validator; each further one has 1 less, so that ranks are clear
 NODE = replace(NodeConfig(), checkpoint_every=10, eval_sequences=0)
 
 
@@ -49,10 +54,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Role:
-    """How a node differs from an honest miner: its hardware, and what it makes of its ports."""
+    """How a node differs from an honest one: its hardware, and what it makes of its ports, its engine and its pages."""
 
     speed: float = 1.0  # modelled seconds are divided by it
     alter: Callable[[World], World] = lambda world: world
+    engine: Callable[[Engine], Engine] = lambda engine: engine  # e.g. another inner step, or compressor
+    pages: Callable[[Pages], Pages] = lambda pages: pages
 
 
 HONEST = Role()
@@ -65,6 +72,7 @@ class Disk:
 
     checkpoints: MemoryCheckpoints = field(default_factory=MemoryCheckpoints)
     seals: MemorySeals = field(default_factory=MemorySeals)
+    records: MemoryRecords = field(default_factory=MemoryRecords)
 
 
 @dataclass
@@ -79,6 +87,7 @@ class Network:
     seed: int
     costs: Costs = HONEST_COSTS
     config: NodeConfig = NODE
+    rules: Literal["default", "v213"] = "default"  # of the validators
     log: list[Entry] = field(default_factory=list)
     disks: dict[str, Disk] = field(default_factory=dict)
     stops: dict[str, asyncio.Event] = field(default_factory=dict)  # set one to stop its node cleanly
@@ -107,9 +116,20 @@ class Network:
         return role.alter(world)
 
     async def node(self, name: str, windows: int | None = None, role: Role = HONEST) -> Node | None:
-        """Runs one node as `lifecycle.run_node` does."""
+        """Runs one miner as `lifecycle.run_node` does."""
         world = self.world(name, role)
-        return await run_node(world, self.run, self.config, self.engine, self.pages, windows)
+        engine, pages = role.engine(self.engine), role.pages(self.pages)
+        return await run_node(world, self.run, self.config, engine, pages, windows, MINER)
+
+    async def validator(
+        self, name: str, windows: int | None = None, role: Role = HONEST, stake: float = STAKE
+    ) -> Node | None:
+        """Runs one validator; it has `stake` from before it registers."""
+        world = self.world(name, role)
+        await self.chain.set_stake(world.hotkey, stake)
+        duty = validator(self.disks[name].records, rules(self.rules))
+        engine, pages = role.engine(self.engine), role.pages(self.pages)
+        return await run_node(world, self.run, self.config, engine, pages, windows, duty)
 
 
 def open_network(run: RunConfig, engine: Engine, pages: Pages, seed: int, **settings) -> Network:
@@ -145,16 +165,24 @@ def simulate(
     seed: int,
     attacks: Mapping[str, int] | None = None,
     costs: Costs = HONEST_COSTS,
+    validators: int = 0,
+    **settings,
 ) -> Outcome:
-    """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts."""
+    """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts.
+
+    Args:
+      validators: run beside them. Without one the miners lead, and nobody is paid.
+      settings: further fields of `Network`.
+    """
     roles = [name for name, count in (attacks or {}).items() for _ in range(count)]
     roles = ["honest"] * (peers - len(roles)) + roles
     log: list[Entry] = []
 
     async def world() -> tuple[Node | None, ...]:
-        network = open_network(run, engine, pages, seed, costs=costs, log=log)
+        network = open_network(run, engine, pages, seed, costs=costs, log=log, **settings)
         names = (f"peer-{number:02d}" for number in range(peers))
-        jobs = (network.node(name, windows, ROLES[role]) for name, role in zip(names, roles, strict=True))
+        jobs = [network.node(name, windows, ROLES[role]) for name, role in zip(names, roles, strict=True)]
+        jobs += [network.validator(f"validator-{n}", windows, stake=STAKE - n) for n in range(validators)]
         return tuple(await asyncio.gather(*jobs))
 
     nodes = run_virtual(world)

@@ -6,6 +6,7 @@ w/WINDOW/mirror/UID                 a leader's copy of another uid's sealed obje
 w/WINDOW/led                        the manifest that this node commits as a leader, written before the commitment
 manifest/WINDOW-HASH                a manifest, the leader's own or passed on
 checkpoint/WINDOW/...               a published checkpoint (see snapshot)
+evidence/WINDOW                     what a validator's weights follow from
 """
 
 from templar_jax.errors import RefusedError
@@ -33,6 +34,10 @@ def led_key(window: int) -> str:
 
 def manifest_key(window: int, manifest_sha256: bytes) -> str:
     return f"manifest/{window:010d}-{manifest_sha256.hex()}"
+
+
+def evidence_key(window: int) -> str:
+    return f"evidence/{window:010d}"
 
 
 def checkpoint_folder(window: int) -> str:

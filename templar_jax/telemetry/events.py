@@ -159,6 +159,32 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A validator's view of one window. Everything is by uid as of that window."""
+
+    window: int
+    beta: float  # share of the outer step at which contributions were evaluated
+    evaluated: int
+    accepted: int  # contributions that opened in time
+    scores: dict[int, dict[str, float]]  # "pay", and what it is made of
+    findings: dict[int, tuple[str, ...]]  # statistical ones: they prove nothing
+    violations: dict[int, tuple[str, ...]]  # broken rules
+    weights: dict[int, float]  # shares of pay
+    refused: dict[int, str]  # contributions that this node could not open, and why
+    link: str  # pins the evidence of all windows so far, hex
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WeightsSet:
+    """The own weights stand on the chain."""
+
+    window: int  # the last that they take into account
+    block: int
+    weights: dict[int, int]  # u16 by uid
+
+
+@dataclass(frozen=True)
 class NodeStopped:
     """The last event of a process that ended by itself."""
 
@@ -183,5 +209,7 @@ Event = (
     | CheckpointSaved
     | Warned
     | Alarm
+    | Scored
+    | WeightsSet
     | NodeStopped
 )

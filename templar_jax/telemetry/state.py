@@ -17,12 +17,14 @@ from templar_jax.telemetry.events import (
     PhaseStarted,
     Registered,
     Revealed,
+    Scored,
     Sealed,
     StepDone,
     Warned,
+    WeightsSet,
     WindowDone,
 )
-from templar_jax.telemetry.text import printable
+from templar_jax.telemetry.text import line, printable
 
 MESSAGES = 4  # of the newest warnings and notes that stay on screen
 WINDOWS = 6  # rows of the table of windows
@@ -109,6 +111,8 @@ class View:
                 self.messages.append(("yellow", printable(event.text)))
             case Alarm():
                 self.messages.append(("bold red", f"uid {event.uid}, {event.kind}: {printable(event.proof)}"))
+            case Scored() | WeightsSet():
+                self.messages.append(("", line(event) or ""))
             case NodeStopped():
                 self.stopped = True
 

@@ -1,5 +1,7 @@
 """Numbers and events as short text; used by the plain lines, the live display and the summary."""
 
+from collections.abc import Mapping
+
 from templar_jax.telemetry.events import (
     Alarm,
     CheckpointSaved,
@@ -12,9 +14,11 @@ from templar_jax.telemetry.events import (
     Noted,
     Registered,
     Revealed,
+    Scored,
     Sealed,
     StepDone,
     Warned,
+    WeightsSet,
     WindowDone,
 )
 
@@ -62,6 +66,13 @@ def peers(accepted: tuple[int, ...], refused: tuple[tuple[int, str], ...]) -> st
     return text + "".join(f", uid {uid} refused: {printable(reason)}" for uid, reason in refused[:3])
 
 
+def shares(weights: Mapping[int, float], most: int = 6) -> str:
+    """Who earns what: {0: 0.6, 3: 0.4} -> "uid 0 60 %, uid 3 40 %", the largest first."""
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"uid {uid} {percent(share)}" for uid, share in ranked[:most])
+    return (shown or "nobody has earned anything") + (f", {len(ranked) - most} more" if len(ranked) > most else "")
+
+
 def line(event: Event) -> str | None:
     """The event as one plain line; None for those that only the live display and the files need."""
     match event:
@@ -106,6 +117,15 @@ def line(event: Event) -> str | None:
             return f"warning: {printable(event.text)}"
         case Alarm():
             return f"ALARM: window {event.window}, uid {event.uid}, {event.kind}: {printable(event.proof)}"
+        case Scored():
+            text = f"window {event.window}  scored {event.evaluated} of {event.accepted} at {event.beta:g} of the step"
+            return f"{text}: {shares(event.weights)}" + "".join(
+                f", uid {uid} refused: {printable(reason)}" for uid, reason in sorted(event.refused.items())[:3]
+            )
+        case WeightsSet():
+            total = sum(event.weights.values())
+            set_ = shares({uid: weight / total for uid, weight in event.weights.items()})
+            return f"window {event.window}  weights set in block {event.block}: {set_}"
         case NodeStopped():
             why = f" ({event.reason})" if event.reason else ""
             return f"stopped in window {event.window}{why}, root {event.root[:12]}"

@@ -1,0 +1,254 @@
+"""From the contributions of a window to the evidence that pay depends on.
+
+A validator judges by what it could fetch and open itself before the leader's cutoff, and evaluates on theta_w, whose
+buffers are its own by then. What its time did not suffice for is recorded as not evaluated.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from templar_jax.chain.messages import SealMessage, parse_commitment
+from templar_jax.compress import aggregate
+from templar_jax.compress.aggregate import Contribution
+from templar_jax.compress.packed import Packed
+from templar_jax.compress.tiles import tilings
+from templar_jax.config import RunConfig
+from templar_jax.errors import RefusedError
+from templar_jax.incentive.evidence import Identity, Losses, PeerEvidence, WindowEvidence, nats
+from templar_jax.node import draws, forkchoice, likeness
+from templar_jax.node.engine import Params
+from templar_jax.node.forkchoice import Claim
+from templar_jax.node.history import window_candidates, window_claims
+from templar_jax.node.world import GlobalState, Node, Opened
+from templar_jax.telemetry.events import Warned
+
+LOOK_BACK = 2  # windows whose contributions and aggregates new ones are compared with
+LEAST = 2  # sequences a side: fewer have no variance
+
+# Reasons that the very bytes show whose hash the chain holds: everybody who gets hold of them finds the same.
+PROVEN = frozenset(
+    ("auth", "coder", "hotkey", "indices", "padding", "plaintext", "quantizer", "run", "scales", "seal", "signature")
+    + ("steps", "uid", "version", "window")
+)
+# What somebody was not served, or not in time: a broken rule only where the window's leader found so too.
+UNSERVED = frozenset(("fetch", "hash", "index", "key", "no-key", "size"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a validator holds of a window when its scoring begins. The buffers of `params` are the scorer's own."""
+
+    state: GlobalState  # theta_w's place in history; its params may be gone
+    params: Params  # theta_w
+    claims: tuple[Claim, ...]
+    outcomes: Mapping[int, Opened | RefusedError]  # by uid
+    refused: Mapping[int, str]  # by another node's canonical manifest; empty where this node led
+
+
+@dataclass
+class Earlier:
+    """Contributions and re-encoded outer steps of the last windows. Not kept over a restart."""
+
+    contributions: dict[int, dict[Identity, dict[str, Packed]]] = field(default_factory=dict)
+    aggregates: dict[int, dict[str, Packed]] = field(default_factory=dict)
+
+    def forget(self, oldest: int) -> None:
+        for kept in (self.contributions, self.aggregates):
+            for window in [window for window in kept if window < oldest]:
+                del kept[window]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One peer with something to judge."""
+
+    who: Identity
+    uid: int
+    slot: int
+    opened: Opened | None
+    evidence: PeerEvidence  # without losses
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that is known of a window before the first evaluation."""
+
+    seed: bytes  # of the evaluation
+    assignment: bytes  # seed of the assignments
+    n_slots: int
+    registered: tuple[Identity, ...]
+    peers: tuple[Peer, ...]
+    uids: dict[Identity, int]  # of everyone with a slot
+
+    @property
+    def accepted(self) -> dict[Identity, Peer]:
+        return {peer.who: peer for peer in self.peers if peer.evidence.accepted}
+
+
+async def survey(node: Node, seen: Seen) -> Scene:
+    """Who is there to judge, and what the chain and the bytes alone say of it. Block K(w)+F must be final."""
+    chain, timetable = node.world.chain, node.timetable(seen.state.window)
+    slots = (await chain.metagraph(timetable.seed_block)).neurons
+    registered = tuple(Identity(n.hotkey, n.registered) for n in (await chain.metagraph(timetable.deadline)).neurons)
+    late, twofold = await _late(node, seen), await _equivocators(node, seen.state.window - 1)
+    claims = {claim.uid: claim for claim in seen.claims}
+    peers = []
+    for slot, neuron in enumerate(slots):
+        who, claim = Identity(neuron.hotkey, neuron.registered), claims.get(neuron.uid)
+        outcome = seen.outcomes.get(neuron.uid)
+        broken = broken_rules(outcome, seen.refused.get(neuron.uid))
+        broken += ("late",) * (neuron.hotkey in late) + ("equivocation",) * (neuron.uid in twofold)
+        opened = outcome if isinstance(outcome, Opened) and not broken else None
+        if who not in registered or (opened is None and not broken):
+            continue
+        evidence = PeerEvidence(
+            peer=who,
+            uid=neuron.uid,
+            sealed=(claim.block, claim.index) if claim else None,
+            accepted=opened is not None,
+            violations=broken,
+            inner_steps=opened.header.claim.inner_steps if opened else 0,
+        )
+        peers.append(Peer(who, neuron.uid, slot, opened, evidence))
+    uids = {Identity(neuron.hotkey, neuron.registered): neuron.uid for neuron in slots}
+    seed = draws.evaluation_seed(await chain.block_hash(timetable.evaluation_block), node.world.hotkey)
+    return Scene(seed, await chain.block_hash(timetable.seed_block), len(slots), registered, tuple(peers), uids)
+
+
+def broken_rules(outcome: Opened | RefusedError | None, by_leader: str | None) -> tuple[str, ...]:
+    """Rules that a peer broke, as far as that is its own doing: proven by its bytes, or unserved to two nodes.
+
+    Args:
+      outcome: what this node found; None: it did not look.
+      by_leader: why another node's manifest refused it, if it did.
+    """
+    if not isinstance(outcome, RefusedError):
+        return ()
+    if outcome.reason in PROVEN:
+        return (outcome.reason,)
+    return (outcome.reason,) if outcome.reason in UNSERVED and by_leader in UNSERVED else ()
+
+
+async def _late(node: Node, seen: Seen) -> set[str]:
+    """Hotkeys whose only commitments of this window stand in blocks after its deadline."""
+    chain, timetable = node.world.chain, node.timetable(seen.state.window)
+    last = min(timetable.manifest_end, await chain.finalized())
+    after = await chain.commitments(timetable.deadline + 1, last)
+    parsed = ((commitment.hotkey, parse_commitment(commitment.fields)) for commitment in after)
+    messages = [(hotkey, found.message) for hotkey, found in parsed if found is not None]
+    on_time = {claim.hotkey for claim in seen.claims}
+    return {
+        hotkey
+        for hotkey, message in messages
+        if isinstance(message, SealMessage) and message.window == timetable.window and hotkey not in on_time
+    }
+
+
+async def _equivocators(node: Node, window: int) -> set[int]:
+    """Uids that committed to two manifests of `window`, whose slots must be over."""
+    world, timetable = node.world, node.timetable(window)
+    newest = await world.chain.finalized()
+    if timetable.seed_block < 0 or newest < timetable.manifest_end - 1:
+        return set()
+    claims = await window_claims(world, node.run, window)
+    found = await window_candidates(world, node.run, window, newest, claims)
+    return {uid for uid, _ in forkchoice.equivocations(found)}
+
+
+async def evaluate(
+    node: Node, seen: Seen, scene: Scene, earlier: Earlier, order: Iterable[Identity], until: float
+) -> WindowEvidence:
+    """The window's evidence: norms and likenesses of all accepted peers, losses of as many as there is time for.
+
+    Args:
+      order: accepted peers, first to be evaluated first.
+      until: clock time from which on no further evaluation is begun.
+    """
+    run, clock, costs = node.run, node.world.clock, node.world.costs
+    window, accepted, opened = seen.state.window, scene.accepted, contributions(scene)
+    before = {w: kept for w, kept in earlier.contributions.items() if w < window}
+    aggregates = [kept for w, kept in sorted(earlier.aggregates.items()) if w < window]
+    alike = await clock.spend(
+        "likeness",
+        costs.likeness,
+        lambda: likeness.compare(run, scene.seed, window, opened, before, aggregates),
+    )
+    norms = {who: norm(run, opened[who]) for who in opened}
+    beta = draws.draw_beta(scene.seed)
+    unassigned_before, losses = await _losses(node, seen, scene, [accepted[who] for who in order], beta, until)
+    peers = (
+        _with(peer.evidence, norms.get(peer.who), alike.stale.get(peer.who), losses.get(peer.who))
+        for peer in scene.peers
+    )
+    return WindowEvidence(
+        run_id=run.run_id,
+        window=window,
+        outer_step=seen.state.outer_step,
+        beta=beta,
+        registered=scene.registered,
+        unassigned_before=unassigned_before,
+        peers=tuple(peers),
+        pairs=alike.pairs,
+    )
+
+
+def contributions(scene: Scene) -> dict[Identity, dict[str, Packed]]:
+    """What the accepted peers sent."""
+    return {who: peer.opened.packed for who, peer in scene.accepted.items() if peer.opened}
+
+
+def _with(seen: PeerEvidence, size: float | None, stale: float | None, losses: Losses | None) -> PeerEvidence:
+    return replace(seen, norm=size or 0.0, stale_cosine=stale, losses=losses) if seen.accepted else seen
+
+
+def norm(run: RunConfig, contribution: Contribution) -> float:
+    """Euclidean norm of a whole contribution before any clip."""
+    squares = [
+        float(unit) * float(unit)
+        for name, tiling in tilings(run).items()
+        for unit in aggregate.norms(tiling, contribution[name])
+    ]
+    return math.sqrt(math.fsum(squares))
+
+
+async def _losses(
+    node: Node, seen: Seen, scene: Scene, order: list[Peer], beta: float, until: float
+) -> tuple[tuple[float, ...], dict[Identity, Losses]]:
+    """(losses of the unassigned sequences at theta_w, losses of each peer that there was time for)."""
+    world, run, count = node.world, node.run, node.config.score_sequences
+    factors = aggregate.clip_factors(run, {peer.uid: peer.opened.packed for peer in order if peer.opened})
+    params, found = seen.params, dict[Identity, Losses]()
+    unassigned = draws.draw_unassigned(run, node.pages, scene.seed, scene.assignment, scene.n_slots, count)
+    if len(unassigned) < LEAST:
+        world.emit(Warned("no page is left that nobody trains on: nobody can be evaluated; prepare more text"))
+        return (), found
+    if not order or world.clock.time() >= until:
+        return (), found
+
+    def first() -> tuple[float, ...]:
+        return nats(node.engine.peers.before(params, unassigned))
+
+    before, seconds = await world.clock.spend("evaluate", world.costs.evaluate / 2, first), 0.0
+    for peer in order:
+        started = world.clock.time()
+        if started + seconds > until:
+            break
+
+        def one(peer: Peer = peer, params: Params = params) -> tuple[Params, Losses]:
+            assert peer.opened is not None  # only accepted peers stand in `order`
+            assigned = draws.draw_assigned(run, node.pages, scene.seed, scene.assignment, peer.slot, count)
+            what = peer.opened.packed, factors[peer.uid], beta, assigned, unassigned
+            after, got = node.engine.peers.peer(params, *what)
+            return after, Losses(*(nats(np.asarray(part)) for part in got))
+
+        params, found[peer.who] = await world.clock.spend("evaluate", world.costs.evaluate, one)
+        seconds = max(seconds, world.clock.time() - started)
+    return before, found
+
+
+def reencoded(node: Node, start: Params, end: Params) -> dict[str, Packed]:
+    """The outer step from `start` to `end`, compressed as a peer would that only sends it again."""
+    return node.engine.compressor.update(node.engine.compressor.init(), start, end)[1]
