@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
@@ -54,14 +53,14 @@ def open_telemetry(
         sinks.append(lines)
     telemetry = Telemetry(sinks, clock)
     _warnings_to(telemetry)
-    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisable
     return telemetry
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
     """Python's own, but for what tensorstore prints when a write fails whose caller has gone: it was told already."""
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(what)
 
 
 def _warnings_to(telemetry: Telemetry) -> None:
@@ -70,6 +69,8 @@ def _warnings_to(telemetry: Telemetry) -> None:
 
     class Events(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "absl":  # Orbax, on its own threads; what goes wrong there comes as a CheckpointError
+                return
             text = record.getMessage().strip()
             cause = text.splitlines()[0] if text else record.name
             if cause not in seen:
