@@ -119,8 +119,12 @@ def leave(code: int) -> NoReturn:
     """Ends the process now, whatever its threads are at, with the terminal as it was."""
     Console().show_cursor(True)
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    try:
+        guarded(main)
+    except SystemExit as done:  # everything is closed; libraries' threads have nothing to say that was not said
+        leave(done.code if isinstance(done.code, int) else 1)
