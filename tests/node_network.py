@@ -16,13 +16,12 @@ from templar_jax.config import ComputeConfig, DataConfig, InnerConfig, MeshConfi
 from templar_jax.data.pages import Pages
 from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
-from templar_jax.node.world import Node
 from templar_jax.sharding import make_mesh
 from templar_jax.simulate.loop import run_virtual
 from templar_jax.simulate.network import BLOCK_SECONDS, Entry, Network, Role, open_network, roots
 from templar_jax.telemetry.events import ManifestApplied
 
-HORIZON = 10**7  # virtual seconds: a node that waits for ever fails its test
+HORIZON = 20_000.0  # virtual seconds: a node that waits for ever fails its test
 
 RUN = RunConfig(
     name="mini",
@@ -47,7 +46,13 @@ def open_run(folder: Path) -> tuple[RunConfig, Engine, Pages]:
     return run, engine_of(run), pages
 
 
-def play(opened, scenario: Callable[[Network], Coroutine[Any, Any, Any]], seed: int = 1, **settings) -> Network:
+def play(
+    opened: tuple[RunConfig, Engine, Pages],
+    scenario: Callable[[Network], Coroutine[Any, Any, Any]],
+    seed: int = 1,
+    horizon: float = HORIZON,
+    **settings,
+) -> Network:
     """Runs `scenario(network)` on virtual time and returns the network as it was at the end."""
 
     async def main() -> Network:
@@ -55,16 +60,18 @@ def play(opened, scenario: Callable[[Network], Coroutine[Any, Any, Any]], seed: 
         await scenario(network)
         return network
 
-    return run_virtual(main, horizon=HORIZON)
+    return run_virtual(main, horizon=horizon)
 
 
-async def together(
-    network: Network, count: int, windows: int, roles: dict[int, Role] | None = None
-) -> list[Node | None]:
-    """`count` nodes through `windows` windows each."""
+async def together(network: Network, count: int, windows: int, roles: dict[int, Role] | None = None) -> None:
+    """`count` nodes through `windows` windows each; those with a role for as long as one of the others runs."""
     chosen = roles or {}
-    jobs = (network.node(f"peer-{n:02d}", windows, chosen.get(n, Role())) for n in range(count))
-    return list(await asyncio.gather(*jobs))
+    tasks = [asyncio.ensure_future(network.node(f"peer-{n:02d}", windows, chosen.get(n, Role()))) for n in range(count)]
+    honest = [task for number, task in enumerate(tasks) if number not in chosen]
+    await asyncio.gather(*(honest or tasks))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(network: Network, wanted: Callable[[Entry], bool], blocks: int = 200) -> Entry:

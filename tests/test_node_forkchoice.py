@@ -3,7 +3,7 @@
 from templar_jax.chain.messages import ManifestMessage, SealMessage, encode_commitment
 from templar_jax.chain.port import Commitment, Metagraph, Neuron
 from templar_jax.config import WindowConfig
-from templar_jax.node.forkchoice import candidates, claims, leaders
+from templar_jax.node.forkchoice import candidates, claims, equivocations, leaders
 from templar_jax.node.timetable import Timetable, window_of
 
 CONFIG = WindowConfig(blocks=40, deadline=28, keys=31, manifest=33, leader_slot=3, leaders=3, seed_lookback=3)
@@ -69,3 +69,10 @@ def test_candidates_stand_in_their_own_slots_only():
     foreign, stale = manifest(7, 234), manifest(2, 240, window=WINDOW - 1)
     found = candidates([early, foreign, in_slot, other, second, stale], ranked, TABLE)
     assert [(c.rank, c.block) for c in found] == [(0, 235), (1, 236)]
+
+
+def test_two_different_manifests_of_one_leader_are_found_whatever_stands_between():
+    ranked = tuple(neuron(uid) for uid in (0, 1, 2))
+    first, again, second, other = manifest(0, 233), manifest(0, 234), manifest(0, 235, b"x" * 32), manifest(1, 236)
+    assert equivocations(candidates([first, again, other], ranked, TABLE)) == ()
+    assert equivocations(candidates([first, again, second, other], ranked, TABLE)) == ((0, (233, 235)),)

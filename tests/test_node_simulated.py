@@ -90,7 +90,7 @@ def test_after_a_night_the_network_goes_on_where_the_manifests_ended(opened):
         await asyncio.sleep(10_000 * BLOCK_SECONDS)
         await together(network, 2, 1)
 
-    network = play(opened, scenario)
+    network = play(opened, scenario, horizon=10_300 * BLOCK_SECONDS)
     assert_one_history(network)
     found = applied(network)
     led = sorted(window for window, event in found.items() if event.accepted)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 WRONG = 2  # times that a source may serve wrong bytes (a torn answer) before its peer is given up
 MIN_TRY = 1.0  # seconds
+TRY = 0.6  # of the time that is left: for one try, so that one that hangs is not the last
 
 
 def cache_key(claim: Claim, window: int) -> tuple[int, int, bytes]:
@@ -100,13 +101,13 @@ async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window:
 async def persist(world: World, until: float, ask: Callable[[float], Awaitable[T]]) -> T:
     """Asks again every half block until clock time `until`; `ask` takes its own time limit in seconds.
 
-    Each try has half of the time that is left, so that one that hangs is not the last. Wrong bytes end it sooner.
+    Each try has the part TRY of the time that is left. Wrong bytes end it sooner.
 
     Raises: the last RefusedError (reason "fetch" where nobody answered).
     """
     wrong = 0
     while True:
-        seconds = max(MIN_TRY, (until - world.clock.time()) / 2)
+        seconds = max(MIN_TRY, (until - world.clock.time()) * TRY)
         try:
             return await ask(seconds)
         except (RefusedError, StoreError) as error:

@@ -16,16 +16,17 @@ from templar_jax.node.forkchoice import Candidate, Claim
 from templar_jax.node.judge import Foreign, Verdict, doubts, judge
 from templar_jax.node.patience import Stopped, insist
 from templar_jax.node.timetable import Timetable, window_of
+from templar_jax.node.votes import outvoted
 from templar_jax.node.world import GlobalState, Node, World
 from templar_jax.store import contribution
 from templar_jax.store.manifest import encode_manifest, manifest_hash
 from templar_jax.telemetry.events import Alarm, ManifestApplied, Warned
 
-FOREIGN_WINDOWS = 2  # led by others only, on another history, until this node gives up its own
+FOREIGN_WINDOWS = 2  # in a row in which others continued another history, until this node gives up its own
 
 
 class Diverged(Exception):
-    """Window after window, nobody continues this node's history and others continue another one."""
+    """Window after window, more of the others continue another history than this node's."""
 
 
 async def window_claims(world: World, run: RunConfig, window: int) -> tuple[Claim, ...]:
@@ -77,6 +78,7 @@ async def catch_up(node: Node) -> None:
                 raise Stopped
             node.state = replace(node.state, window=window)
             await advance(node, await canonical(node, window))
+            await watch_leaders(node, window)
         node.state = replace(node.state, window=decided + 1)
 
 
@@ -92,16 +94,15 @@ async def canonical(node: Node, window: int) -> Verdict | None:
     Why nobody waits for ever: once the last slot is final and the grace is over, what is not served is passed over,
     and the next candidate, or the empty window, counts. (The leader of the next rank commits its own manifest when it
     cannot get a valid one of a lower rank.) A leader that serves one node alone in the last moment can make it differ
-    from the rest: that node, like one whose link was down, sees the others' next manifests as foreign and rejoins.
+    from the rest: that node, like one whose link was down, finds itself outvoted (see votes) and rejoins.
 
     Raises:
-      Stopped, Diverged, ChainError.
+      Stopped, ChainError.
     """
     world, timetable = node.world, node.timetable(window)
     end, grace = timetable.manifest_end, node.run.window.leader_slot
     give_up = max(world.clock.time(), await world.chain.eta(end + grace)) + grace * world.chain.block_seconds
     settled: set[bytes] = set()  # manifest hashes that are judged and out
-    foreign = False
     while True:
         finalized = await world.chain.finalized()
         over = finalized >= end - 1
@@ -121,22 +122,16 @@ async def canonical(node: Node, window: int) -> Verdict | None:
                 world.emit(Warned(f"window {window}: manifest of uid {candidate.uid} passed over: {error}"))
             except RefusedError as error:
                 settled.add(candidate.message.manifest_sha256)
-                foreign |= isinstance(error, Foreign)
+                if not isinstance(error, Foreign):
+                    node.invalid.add(candidate.message.manifest_sha256)
                 world.emit(Alarm(window, f"manifest-{error.reason}", candidate.uid, str(error)))
             else:
-                node.foreign = 0
                 await _accept(node, verdict, claims)
                 return verdict
         if over and not (unserved and patient):
-            break
+            return None
         if not await until_final(world.chain, world.clock, finalized + 1, world.stop):
             raise Stopped
-    node.foreign += foreign  # an empty window says nothing
-    if foreign and node.foreign >= FOREIGN_WINDOWS:
-        raise Diverged(
-            f"in {node.foreign} windows no leader continued outer step {node.state.outer_step} as it is here"
-        )
-    return None
 
 
 async def _accept(node: Node, verdict: Verdict, claims: tuple[Claim, ...]) -> None:
@@ -153,15 +148,26 @@ async def _accept(node: Node, verdict: Verdict, claims: tuple[Claim, ...]) -> No
 
 
 async def watch_leaders(node: Node, window: int) -> None:
-    """Raises an alarm about each leader that committed to two manifests of `window`. Its slots must be over."""
-    world = node.world
+    """Looks back at the window applied last: alarms about leaders with two manifests, and doubt about oneself.
+
+    Raises:
+      Diverged: window after window, more of the others hold another manifest than this node does.
+    """
+    world, timetable = node.world, node.timetable(window)
     newest = await world.chain.finalized()
-    if node.timetable(window).seed_block < 0 or newest < node.timetable(window).manifest_end - 1:
+    if node.watched >= window or timetable.seed_block < 0 or newest < timetable.manifest_end - 1:
         return
+    node.watched = window
     claims = await window_claims(world, node.run, window)
-    for uid, blocks in forkchoice.equivocations(await window_candidates(world, node.run, window, newest, claims)):
+    found = await window_candidates(world, node.run, window, newest, claims)
+    for uid, blocks in forkchoice.equivocations(found):
         text = f"two manifests of window {window}, committed in blocks {blocks[0]} and {blocks[1]}"
         world.emit(Alarm(window, "two-manifests", uid, text))
+    if found:  # a window that nobody led says nothing
+        node.foreign = node.foreign + 1 if await outvoted(node, found, claims) else 0
+    node.invalid.clear()
+    if node.foreign >= FOREIGN_WINDOWS:
+        raise Diverged(f"in {node.foreign} windows the others applied other manifests than this node")
 
 
 async def advance(node: Node, verdict: Verdict | None) -> None:

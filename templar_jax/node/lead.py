@@ -56,7 +56,7 @@ async def _lead(node: Node, window: int, claims: tuple[Claim, ...], rank: int) -
     world, timetable = node.world, node.timetable(window)
     first, end = timetable.leader_slot(rank)
     half_slot = node.run.window.leader_slot * world.chain.block_seconds / 2
-    manifest = await _earlier(node, window)
+    manifest = await _earlier(node, window, await world.chain.eta(end - 1))
     outcomes: dict[int, Opened | RefusedError] = {}
     if manifest is None:
         due = await world.chain.eta(timetable.manifest - 1)
@@ -111,7 +111,7 @@ async def _mirror(node: Node, window: int, claim: Claim, sealed: bytes, cutoff: 
     """Copies a foreign ciphertext to the own bucket, for readers whom the owner does not serve."""
     bucket, key = node.world.bucket, contribution.mirror_key(window, claim.uid)
     what = f"window {window}: mirroring uid {claim.uid}"
-    if not await insist(node.world, lambda: parts.upload(bucket, key, sealed), cutoff, what):
+    if not await insist(node.world, lambda: parts.upload(bucket, key, sealed), cutoff, what, small=False):
         raise RefusedError("mirror", "the own bucket did not take the copy")
 
 
@@ -129,14 +129,17 @@ async def _closed(node: Node, window: int, claims: tuple[Claim, ...], seconds: f
     return False
 
 
-async def _earlier(node: Node, window: int) -> Manifest | None:
-    """The manifest that this node was about to commit before it was restarted. StoreError if nobody can say."""
-    world = node.world
-    try:
-        limit = max_manifest_bytes(node.run.max_contributors)
-        return decode_manifest(await world.bucket.get(contribution.led_key(window), limit, world.chain.block_seconds))
-    except NotFound:
-        return None
+async def _earlier(node: Node, window: int, until: float) -> Manifest | None:
+    """The manifest that this node was about to commit before it was restarted. RefusedError if that stays unknown."""
+    limit = max_manifest_bytes(node.run.max_contributors)
+
+    async def ask(seconds: float) -> Manifest | None:
+        try:
+            return decode_manifest(await node.world.bucket.get(contribution.led_key(window), limit, seconds))
+        except NotFound:
+            return None
+
+    return await persist(node.world, until, ask)
 
 
 def build(node: Node, window: int, claims: Iterable[Claim], outcomes: dict[int, Opened | RefusedError]) -> Manifest:

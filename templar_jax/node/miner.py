@@ -97,7 +97,8 @@ async def _contribute(node: Node, window: int) -> SavedSeal | None:
             return None
         with world.phase("train", window):
             trained = await _train(node, window, slot, seed)
-        if trained is None or trained.steps == 0:
+        if trained.steps == 0:
+            node.finish_seconds *= 0.5  # measured in a bad moment, perhaps: one slow upload must not end all training
             return None
         started = world.clock.time()
         with world.phase("compress", window):
@@ -106,8 +107,8 @@ async def _contribute(node: Node, window: int) -> SavedSeal | None:
             saved = await _seal(node, window, trained, plaintext)
     else:
         started = world.clock.time()
-    await _upload_and_commit(node, window, saved)
-    node.finish_seconds = max(world.clock.time() - started, 0.5 * node.finish_seconds)
+    if await _upload_and_commit(node, window, saved):  # a failure shows nothing about the next window
+        node.finish_seconds = max(world.clock.time() - started, 0.5 * node.finish_seconds)
     return saved
 
 
@@ -127,7 +128,7 @@ async def _prefetch(node: Node, window: int) -> None:
             node.cache.prefetch(assigned(seed, slot, node.run.pages_per_window, node.pages.manifest.n_pages))
 
 
-async def _train(node: Node, window: int, slot: int, seed: bytes) -> Trained | None:
+async def _train(node: Node, window: int, slot: int, seed: bytes) -> Trained:
     """As many inner steps as fit before the commitment is due, at most H.
 
     A clean stop in the middle leaves `node.local.partial` behind and raises Stopped.
@@ -206,28 +207,30 @@ async def _seal(node: Node, window: int, trained: Trained, plaintext: bytes) -> 
     return saved
 
 
-async def _upload_and_commit(node: Node, window: int, saved: SavedSeal) -> None:
-    """Puts the hash on chain at or before D(w), with the object in the bucket before. What fails is said."""
+async def _upload_and_commit(node: Node, window: int, saved: SavedSeal) -> bool:
+    """Puts the hash on chain at or before D(w), with the object in the bucket before. False (and said) if it fails."""
     world, timetable = node.world, node.timetable(window)
     digest = sealed_hash(saved.sealed)
     with world.phase("commit", window):
         if await _claimed(node, window, digest):
-            return  # committed before a restart, and uploaded before that
+            return True  # committed before a restart, and uploaded before that
         last = await world.chain.eta(timetable.deadline)  # a commitment stands in the block after the head
         upload = partial(parts.upload, world.bucket, contribution.sealed_key(window), saved.sealed)
-        if world.clock.time() < last and not await insist(world, upload, last, f"window {window}: the upload"):
-            return
+        what = f"window {window}: the upload"
+        if world.clock.time() < last and not await insist(world, upload, last, what, small=False):
+            return False
         head = await world.chain.head()
         if head + 1 > timetable.deadline:
             world.emit(Warned(f"window {window}: sealed at block {head}, too late for block {timetable.deadline}"))
-            return
+            return False
         try:
             message = SealMessage(window, digest)
             await world.chain.commit(world.key, encode_commitment(world.bucket.locator, message))
         except ChainError as error:
             world.emit(Warned(f"window {window}: the chain refused the commitment: {error}"))
-            return
+            return False
         world.emit(Committed(window, await world.chain.head()))
+        return True
 
 
 async def _claimed(node: Node, window: int, digest: bytes) -> bool:

@@ -36,11 +36,14 @@ async def bounded(world: World, work: Coroutine[Any, Any, T], seconds: float, wh
         await asyncio.gather(task, stopping, return_exceptions=True)
 
 
-async def insist(world: World, job: Callable[[], Coroutine[Any, Any, Any]], until: float, what: str) -> bool:
+async def insist(
+    world: World, job: Callable[[], Coroutine[Any, Any, Any]], until: float, what: str, *, small: bool = True
+) -> bool:
     """Does something to the own bucket, again every half block, until it works. False (and said) if it never did.
 
     Args:
       until: clock time at which to give up.
+      small: takes no time to speak of, so that a try that hangs is given up after half of the time that is left.
 
     Raises:
       Stopped; whatever is no StoreError.
@@ -48,7 +51,8 @@ async def insist(world: World, job: Callable[[], Coroutine[Any, Any, Any]], unti
     between = world.chain.block_seconds / 2
     while True:
         try:
-            await bounded(world, job(), until - world.clock.time(), what)
+            left = max(0.0, until - world.clock.time())
+            await bounded(world, job(), left / 2 if small else left, "it")
             return True
         except StoreError as error:
             if world.clock.time() + between >= until:

@@ -80,7 +80,7 @@ async def rejoin(node: Node) -> None:
         assert genesis is not None  # this node joined by it
         state = _theta_0(engine, genesis)
     world.emit(Noted(f"joining the others' history from window {state.window}"))
-    node.state, node.foreign = state, 0
+    node.state, node.foreign, node.watched = state, 0, -1
     node.local.feedback = engine.compressor.init() if node.local.feedback else {}
     node.local.partial = None
     node.sealed.clear()

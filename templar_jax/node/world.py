@@ -125,7 +125,9 @@ class Node:
     sealed: dict[tuple[int, int, bytes], bytes] = field(default_factory=dict)
     opened: dict[tuple[int, int, bytes], Opened] = field(default_factory=dict)
     outcomes: dict[int, Opened | RefusedError] = field(default_factory=dict)  # by uid, as `lead.collect` found them
-    foreign: int = 0  # windows in a row whose leaders all continued another history than this node's
+    foreign: int = 0  # windows in a row in which more of the others held another manifest than this node
+    watched: int = -1  # newest window whose leaders were looked at (history.watch_leaders)
+    invalid: set[bytes] = field(default_factory=set)  # hashes of manifests that are provably so, since then
     finish_seconds: float = 2.0  # from the last inner step to the commitment, as measured
     step_seconds: float = 0.0  # of one inner step, as measured
     led: bool = False  # has closed a window: others will ask it for checkpoints
