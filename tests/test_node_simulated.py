@@ -116,19 +116,21 @@ def test_a_late_joiner_reaches_the_same_root_and_contributes(opened, published: 
 
 @pytest.mark.parametrize("phase", ["commit", "reveal"])
 def test_killed_after_sealing_it_reveals_the_same_object(opened, phase: str):
+    kept = {}
+
     async def scenario(network: Network) -> None:
         others = asyncio.ensure_future(together(network, 2, 3))
         await asyncio.sleep(1)
         victim = asyncio.ensure_future(network.node("peer-02", 3))
         await until(network, lambda e: e.node == "peer-02" and e.event == PhaseStarted(2, phase))
         await kill(victim)
-        network.kept = dict(network.disks["peer-02"].seals.kept)
+        kept.update(network.disks["peer-02"].seals.kept)
         await network.node("peer-02", 2)
         await others
 
     network = play(opened, scenario, config=dataclasses.replace(NODE, checkpoint_every=1))
     assert_one_history(network)
-    assert network.disks["peer-02"].seals.kept[2] == network.kept[2]
+    assert network.disks["peer-02"].seals.kept[2] == kept[2]
     assert [event.window for event in events(network, Sealed, "peer-02")] == [1, 2, 3]  # never a second one
     assert [2 in applied(network)[w].accepted for w in (1, 2, 3)] == [True] * 3
     mine = [m for key, m in commitments(network, SealMessage) if key == hotkey(1, "peer-02").ss58_address]

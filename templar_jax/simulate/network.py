@@ -92,6 +92,11 @@ class Network:
     disks: dict[str, Disk] = field(default_factory=dict)
     stops: dict[str, asyncio.Event] = field(default_factory=dict)  # set one to stop its node cleanly
     starts: dict[str, int] = field(default_factory=dict)
+    watch: Callable[[Entry], None] = lambda entry: None  # hears everything as it happens
+
+    def heard(self, entry: Entry) -> None:
+        self.log.append(entry)
+        self.watch(entry)
 
     def world(self, name: str, role: Role = HONEST) -> World:
         """The ports of one process; a second process of the same name finds the first one's disk and bucket."""
@@ -107,7 +112,7 @@ class Network:
             open_reader=lambda locator: self.store.reader(locator, name),
             checkpoints=disk.checkpoints,
             seals=disk.seals,
-            emit=lambda event: self.log.append(Entry(clock.time(), name, event)),
+            emit=lambda event: self.heard(Entry(clock.time(), name, event)),
             stop=stop,
             costs=self.costs,
             threads=0,
@@ -170,6 +175,8 @@ def simulate(
 ) -> Outcome:
     """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts.
 
+    It ends when the honest ones are done: an adversary may never get anything onto the chain.
+
     Args:
       validators: run beside them. Without one the miners lead, and nobody is paid.
       settings: further fields of `Network`.
@@ -183,7 +190,13 @@ def simulate(
         names = (f"peer-{number:02d}" for number in range(peers))
         jobs = [network.node(name, windows, ROLES[role]) for name, role in zip(names, roles, strict=True)]
         jobs += [network.validator(f"validator-{n}", windows, stake=STAKE - n) for n in range(validators)]
-        return tuple(await asyncio.gather(*jobs))
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        adversaries = [task for task, role in zip(tasks, roles, strict=False) if role != "honest"]
+        await asyncio.gather(*(task for task in tasks if task not in adversaries))
+        for task in adversaries:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        return tuple(None if isinstance(end, BaseException) else end for end in ends)
 
     nodes = run_virtual(world)
     return Outcome(tuple(log), nodes)

@@ -1,0 +1,75 @@
+"""Simulate: many nodes on virtual time in one process, the same events in the same order every time.
+
+The nodes run the real code; chain, store and clock are simulated, and so is the time that computing takes.
+Exit code: 0 done; 1 failed, or nodes ended a window with different state roots; 2 a setting cannot be.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from templar_jax.config_load import Cli, guarded, parse_cli
+from templar_jax.errors import ConfigError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peers", type=int, default=4, metavar="P", help="miners (default 4)")
+    parser.add_argument("--validators", type=int, default=0, metavar="V", help="validators beside them (default 0)")
+    parser.add_argument("--windows", type=int, default=5, metavar="N", help="windows of each (default 5)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of keys, block hashes and chance (default 0)")
+    parser.add_argument("--attack", action="append", default=[], metavar="NAME:COUNT", help="roles of the last peers")
+    parser.add_argument("--times", type=int, default=1, metavar="T", help="run it T times and compare the event logs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+
+
+def main(argv: list[str]) -> int:
+    cli = parse_cli(argv, __doc__ or "", arguments)
+    for name, least in (("peers", 1), ("windows", 1), ("times", 1), ("validators", 0)):
+        if getattr(cli.args, name) < least:
+            raise ConfigError(f"--{name} {getattr(cli.args, name)}: set it to {least} or more")
+    return run(cli)
+
+
+def run(cli: Cli) -> int:
+    """Everything after --help and errors of the command line, which should not wait for JAX."""
+    from templar_jax.node import home, open
+    from templar_jax.simulate.network import Entry, simulate
+    from templar_jax.simulate.report import figures
+    from templar_jax.simulate.setting import attacks, check_simulated, machine
+    from templar_jax.telemetry.events import ManifestApplied
+    from templar_jax.telemetry.summary import check_json, write_json
+
+    args = cli.args
+    check_json(args.json)
+    check_simulated(cli.run, args.peers + args.validators)
+    chosen = attacks(args.attack, args.peers)
+    home.check_home(cli.node)
+    pinned, pages = open.pin_data(cli.run, cli.node, lambda text: print(text, flush=True))
+    engine = machine(pinned, cli.node)
+    started, said = time.monotonic(), -1
+
+    def watch(entry: Entry) -> None:
+        nonlocal said
+        event = entry.event
+        if isinstance(event, ManifestApplied) and event.window > said:
+            said = event.window
+            took = f"{entry.time / 3600:.1f} virtual hours in {time.monotonic() - started:.0f} s"
+            accepted, refused = len(event.accepted), len(event.refused)
+            print(f"window {said}: {accepted} accepted, {refused} refused, root {event.root[:12]}, {took}", flush=True)
+
+    results = []
+    for _ in range(args.times):
+        said = -1
+        numbers = dict(peers=args.peers, windows=args.windows, seed=args.seed, validators=args.validators)
+        results.append(figures(simulate(pinned, engine, pages, attacks=chosen, watch=watch, **numbers)))
+    result = {**results[0], "logs_identical": len({each["log_sha256"] for each in results}) == 1}
+    print(f"{result['events']} events, log {result['log_sha256'][:16]}, roots equal: {result['state_roots_equal']}")
+    if args.times > 1:
+        print(f"{args.times} runs, logs identical: {result['logs_identical']}")
+    if args.json:
+        write_json(args.json, result)
+    return 0 if result["state_roots_equal"] and result["logs_identical"] else 1
+
+
+if __name__ == "__main__":
+    guarded(main)
