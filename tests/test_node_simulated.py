@@ -197,3 +197,18 @@ def test_old_windows_are_removed_from_every_bucket(opened):
         windows = {int(key.split("/")[1]) for key in bucket if key.startswith("w/")}
         assert windows and min(windows) >= 3
     assert not events(network, Warned)
+
+
+def test_an_own_checkpoint_with_another_root_is_passed_over(opened):
+    """Whole by its hashes, yet not what it says: written from a memory that failed."""
+
+    async def scenario(network: Network) -> None:
+        await network.node("peer-00", 2)
+        saved = network.disks["peer-00"].checkpoints.saved
+        saved[-1] = dataclasses.replace(saved[-1], meta=dataclasses.replace(saved[-1].meta, root=bytes(32)))
+        await network.node("peer-00", 2)  # window 2 once more, by its seal and manifest, and one that is new
+
+    network = play(opened, scenario)
+    assert_one_history(network)
+    assert any("does not have the root" in event.text for event in events(network, Warned))
+    assert applied(network)[max(applied(network))].outer_step == 3

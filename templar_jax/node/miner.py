@@ -259,7 +259,6 @@ async def _reveal_and_lead(node: Node, window: int, saved: SavedSeal | None) -> 
             publish = partial(contribution.publish_key, world.bucket, window, saved.key)
             if await insist(world, publish, manifest_due, f"window {window}: publishing the key"):
                 world.emit(Revealed(window))
-    await watch_leaders(node, window - 1)
     rank = await my_rank(node, window, claims)
     if rank is not None:
         with world.phase("lead", window):
@@ -267,6 +266,7 @@ async def _reveal_and_lead(node: Node, window: int, saved: SavedSeal | None) -> 
     elif (left := manifest_due - world.clock.time()) > 0:
         with world.phase("wait", window), contextlib.suppress(StoreError):
             await bounded(world, fetch_ciphertexts(node, claims, window, manifest_due), left, "fetching")
+    await watch_leaders(node, window - 1)  # asks peers, who may take their time: not before the own duty is done
     return contributed
 
 

@@ -54,10 +54,13 @@ async def start(
         world.emit(Warned(note))
     state = None
     if restored is not None:
-        state = _global(engine, restored)
-        local = _local(world, engine, local, restored)
-        world.emit(Noted(f"starting from the own checkpoint of window {state.window}"))
-    else:
+        try:
+            state = _global(engine, restored)
+            local = _local(world, engine, local, restored)
+            world.emit(Noted(f"starting from the own checkpoint of window {state.window}"))
+        except CheckpointError as error:
+            world.emit(Warned(f"{error}: passed over"))
+    if state is None:
         state = await _published(world, run, engine)
     if state is None:
         state = _theta_0(engine, genesis)

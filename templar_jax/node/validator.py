@@ -100,9 +100,9 @@ async def run_window(memory: Memory, node: Node) -> bool:
             if not await until_final(world.chain, world.clock, timetable.deadline, world.stop):
                 raise Stopped
         claims = await window_claims(world, node.run, window)
-        await watch_leaders(node, window - 1)
         with world.phase("lead", window):
             await _close(node, window, claims)
+        await watch_leaders(node, window - 1)  # asks peers, who may take their time
         with world.phase("wait", window):
             verdict = await canonical_manifest(node, window)
         await idle
