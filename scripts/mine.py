@@ -10,14 +10,19 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
 from templar_jax.config_load import Cli, guarded, parse_cli
 from templar_jax.errors import ConfigError, TemplarError
 
+if TYPE_CHECKING:
+    from templar_jax.node.lifecycle import Duty
+
+Prepare = Callable[..., Awaitable["Duty"]]
 EARLY = "stopped before the first window; the next start goes on from here"
 AT_ONCE = 130  # exit code after a second signal
 
@@ -29,6 +34,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     cli = parse_cli(argv, __doc__ or "", arguments)
+    return launch(cli, lambda: summarise(cli, *run(cli)))
+
+
+def launch(cli: Cli, work: Callable[[], int]) -> int:
+    """Runs a node's process; its exit code."""
     if cli.args.windows is not None and cli.args.windows < 1:
         raise ConfigError(
             f"--windows {cli.args.windows}: take part in at least 1, or leave it out to go on until stopped"
@@ -37,42 +47,57 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        return run(cli)
+        return work()
     except KeyboardInterrupt:  # before there was a node: nothing is half done that a next start would not finish
         print(f"\n{EARLY}")
         leave(0)
 
 
-def run(cli: Cli) -> int:
-    """Everything after --help and errors of the command line, which should not wait for JAX."""
+def run(cli: Cli, kind: str = "miner", prepare: Prepare | None = None) -> tuple[Any, Any, Any]:
+    """Everything of a node's process after its command line, which should not wait for JAX.
+
+    Args:
+      kind: of node; names its folder.
+      prepare: of (world, home, chain), what a node that is no miner does in each window.
+
+    Returns: the run, the node's home, and its telemetry, closed.
+    """
     from templar_jax.data.show import shown
     from templar_jax.node import home as homes
     from templar_jax.node import open as opening
     from templar_jax.telemetry.open import open_telemetry
     from templar_jax.telemetry.sinks import read_events
-    from templar_jax.telemetry.summary import check_json, write_end
+    from templar_jax.telemetry.summary import check_json
 
     root = homes.check_home(cli.node)
     check_json(cli.args.json)
     opening.set_up_devices(cli.node)
     with shown(Console()) as show:
         pinned, pages = opening.pin_data(cli.run, cli.node, lambda text: print(text, flush=True), show)
-    home = homes.claim_home(pinned, cli.node, root)
+    home = homes.claim_home(pinned, cli.node, root, kind)
     restarts = sum(event["event"] == "NodeStarted" for event in read_events(home.metrics))
     chain = opening.open_chain(pinned, cli.node, home)
     telemetry = open_telemetry(pinned, cli.node, home.metrics, block=opening.position(chain))
     try:
-        asyncio.run(mine(pinned, cli.node, pages, home, chain, telemetry, restarts, cli.args.windows))
+        asyncio.run(serve(pinned, cli.node, pages, home, chain, telemetry, restarts, cli.args.windows, prepare))
     finally:
         telemetry.close()
-    write_end(Console(), telemetry.meter, home.node / "loss.png", home.metrics, pinned, home.name, cli.args.json)
+    return pinned, home, telemetry
+
+
+def summarise(cli: Cli, run, home, telemetry) -> int:
+    from templar_jax.telemetry.summary import write_end
+
+    write_end(Console(), telemetry.meter, home.node / "loss.png", home.metrics, run, home.name, cli.args.json)
     return 0
 
 
-async def mine(run, config, pages, home, chain, telemetry, restarts: int, windows: int | None) -> None:
+async def serve(
+    run, config, pages, home, chain, telemetry, restarts: int, windows: int | None, prepare: Prepare | None
+) -> None:
     """Opens the ports, compiles, and runs the node until it is done, fails, or is told to stop."""
     from templar_jax.node import open as opening
-    from templar_jax.node.lifecycle import run_node
+    from templar_jax.node.lifecycle import MINER, run_node
     from templar_jax.telemetry.events import Noted
 
     stop, emit = asyncio.Event(), telemetry.emit
@@ -81,8 +106,9 @@ async def mine(run, config, pages, home, chain, telemetry, restarts: int, window
     world = opening.open_world(config, home, chain, emit, stop)
     await opening.probe(world.bucket)
 
+    note = lambda text: emit(Noted(text, "compile"))  # noqa: E731
     compiling = asyncio.ensure_future(
-        asyncio.to_thread(opening.open_machine, run, config, pages, lambda text: emit(Noted(text, "compile")))
+        asyncio.to_thread(opening.open_machine, run, config, pages, note, prepare is None)
     )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([compiling, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -93,8 +119,9 @@ async def mine(run, config, pages, home, chain, telemetry, restarts: int, window
         leave(0)
     machine = compiling.result()
     emit(opening.started_event(machine, home.name, world.hotkey, restarts))
+    duty = await prepare(world, home, chain) if prepare else MINER
     try:
-        await run_node(world, run, config, machine.engine, pages, windows)
+        await run_node(world, run, config, machine.engine, pages, windows, duty)
     finally:  # after an error too: a checkpoint that is being written is worth a moment
         with contextlib.suppress(TemplarError):
             await asyncio.to_thread(world.checkpoints.wait)
@@ -123,8 +150,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-if __name__ == "__main__":
+def end(guarded_main: Callable[[], NoReturn]) -> None:
+    """Runs a script and ends its process."""
     try:
-        guarded(main)
+        guarded_main()
     except SystemExit as done:  # everything is closed; libraries' threads have nothing to say that was not said
         leave(done.code if isinstance(done.code, int) else 1)
+
+
+if __name__ == "__main__":
+    end(lambda: guarded(main))

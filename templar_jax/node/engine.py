@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from templar_jax.compress.aggregate import clip_factors
 from templar_jax.compress.feedback import Compressor, make_compressor
+from templar_jax.compress.packed import Packed
 from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.sharding import shardings
@@ -59,17 +61,25 @@ def copy(params: Params) -> Params:
     return jax.tree.map(lambda x: x.copy(), params)
 
 
-def warm(engine: Engine, eval_sequences: int, say: Callable[[str], None] = lambda part: None) -> None:
-    """Runs every executable that a window runs, once, so that no window waits for a compiler; says each part first."""
+def warm(
+    engine: Engine, eval_sequences: int, say: Callable[[str], None] = lambda part: None, score_sequences: int = 0
+) -> None:
+    """Runs every executable that a window runs, once, so that no window waits for a compiler; says each part first.
+
+    Args:
+      score_sequences: of a validator, which evaluates peers and does not train; 0: a miner.
+    """
     run = engine.run
     say("parameters")
     start = engine.theta_0()
-    params, opt = copy(start), engine.inner.init(start)
-    say("inner step")
-    batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
-    for step in range(2):  # the second takes the first's outputs, whose layouts may differ from init's
-        params, opt, metrics = engine.inner.step(params, opt, batch, step)
-    float(metrics.loss)
+    params = copy(start)
+    if not score_sequences:
+        say("inner step")
+        opt = engine.inner.init(start)
+        batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
+        for step in range(2):  # the second takes the first's outputs, whose layouts may differ from init's
+            params, opt, metrics = engine.inner.step(params, opt, batch, step)
+        float(metrics.loss)
     say("compression")
     feedback = engine.compressor.init()
     for _ in range(2):
@@ -82,6 +92,20 @@ def warm(engine: Engine, eval_sequences: int, say: Callable[[str], None] = lambd
     if eval_sequences:
         say("evaluation")
         heldout_nats(engine, theta, np.zeros((eval_sequences, run.data.sequence), np.int32))
+    if score_sequences:
+        say("evaluation of peers")
+        warm_peers(engine, theta, packed, score_sequences)
+
+
+def warm_peers(engine: Engine, theta: Params, packed: dict[str, Packed], sequences: int) -> None:
+    """What a validator does to a contribution, once. Gives up `theta`."""
+    run = engine.run
+    factors = clip_factors(run, {0: packed})[0]
+    others = np.zeros((sequences, run.data.sequence), np.int32)
+    own = others[: run.pages_per_window * run.data.page]
+    engine.peers.before(theta, others)
+    for _ in range(2):
+        theta, _ = engine.peers.peer(theta, packed, factors, 1.0, own, others)
 
 
 def heldout_nats(engine: Engine, params: Params, tokens_NS: np.ndarray) -> float:

@@ -4,7 +4,7 @@ HOME/wallet/NAME                hotkey seeds
 HOME/data/...                   prepared pages of the default corpus
 HOME/jax/                       compiled executables
 HOME/RUN/chain.db               the local network of one run (RUN = first 8 digits of its run_id)
-HOME/RUN/NAME/                  one node: lock, bucket/, checkpoints/, seals/, metrics.jsonl, loss.png
+HOME/RUN/NAME/                  one node: lock, bucket/, checkpoints/, seals/, evidence/, metrics.jsonl, loss.png
 """
 
 import fcntl
@@ -40,6 +40,10 @@ class Home:
     def metrics(self) -> Path:
         return self.node / "metrics.jsonl"
 
+    @property
+    def evidence(self) -> Path:
+        return self.node / "evidence"
+
 
 def check_home(config: NodeConfig) -> Path:
     """The home folder, made and tried before minutes go by: writable, and short enough for a locator on the chain.
@@ -51,15 +55,15 @@ def check_home(config: NodeConfig) -> Path:
         raise ConfigError("node.home is empty: name a folder, e.g. --node.home .templar")
     root = Path(config.home).expanduser().absolute()
     if not config.network.bucket:
-        file_locator(root / ("0" * RUN_DIGITS) / (config.hotkey or "miner-0") / "bucket")
+        file_locator(root / ("0" * RUN_DIGITS) / (config.hotkey or "validator-0") / "bucket")
     make_folder(root)
     write_file(root / f".probe-{os.getpid()}", [bytes(PROBE_BYTES)])
     (root / f".probe-{os.getpid()}").unlink(missing_ok=True)
     return root
 
 
-def claim_home(run: RunConfig, config: NodeConfig, root: Path) -> Home:
-    """Locks the node's folder. With no hotkey named, takes the first of miner-0, miner-1, ... that is free.
+def claim_home(run: RunConfig, config: NodeConfig, root: Path, kind: str = "miner") -> Home:
+    """Locks the node's folder. With no hotkey named, takes the first of KIND-0, KIND-1, ... that is free.
 
     Args:
       root: from `check_home`.
@@ -68,7 +72,7 @@ def claim_home(run: RunConfig, config: NodeConfig, root: Path) -> Home:
       ConfigError: another process runs with the named hotkey; StoreError: the folder is not writable.
     """
     network = root / run.run_id[:RUN_DIGITS]
-    names = [config.hotkey] if config.hotkey else [f"miner-{number}" for number in range(256)]
+    names = [config.hotkey] if config.hotkey else [f"{kind}-{number}" for number in range(256)]
     for name in names:
         folder = network / name
         make_folder(folder)
@@ -80,7 +84,7 @@ def claim_home(run: RunConfig, config: NodeConfig, root: Path) -> Home:
             f'another process is running with the hotkey "{config.hotkey}" in {root}: stop it, '
             "or give this one another name with --node.hotkey"
         )
-    raise ConfigError(f"256 miners are running in {root}: give this one another --node.home")
+    raise ConfigError(f"256 {kind}s are running in {root}: give this one another --node.home")
 
 
 def _lock(path: Path) -> IO[str] | None:

@@ -97,13 +97,16 @@ def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], Non
     return folder
 
 
-def open_machine(run: RunConfig, config: NodeConfig, pages: Pages, note: Callable[[str], None]) -> Machine:
-    """Builds the engine and compiles everything that a window runs."""
+def open_machine(
+    run: RunConfig, config: NodeConfig, pages: Pages, note: Callable[[str], None], trains: bool = True
+) -> Machine:
+    """Builds the engine and compiles everything that a window of a miner (`trains`) or of a validator runs."""
     mesh = make_mesh(fit_mesh(run, config, jax.local_device_count()))
     engine = engines.build(run, config.compute, mesh)
     started = time.monotonic()
     note(f"compiling for {mesh.size} {jax.devices()[0].platform} devices, attention {engine.inner.placement.attention}")
-    engines.warm(engine, config.eval_sequences, lambda part: note(f"compiling: {part}"))
+    score = 0 if trains else config.score_sequences
+    engines.warm(engine, config.eval_sequences, lambda part: note(f"compiling: {part}"), score)
     note(f"compiled in {time.monotonic() - started:.0f} s")
     return Machine(run, config, pages, engine)
 

@@ -219,13 +219,13 @@ async def _losses(
 ) -> tuple[tuple[float, ...], dict[Identity, Losses]]:
     """(losses of the unassigned sequences at theta_w, losses of each peer that there was time for)."""
     world, run, count = node.world, node.run, node.config.score_sequences
-    factors = aggregate.clip_factors(run, {peer.uid: peer.opened.packed for peer in order if peer.opened})
     params, found = seen.params, dict[Identity, Losses]()
+    if not order or world.clock.time() >= until:
+        return (), found
+    factors = aggregate.clip_factors(run, {peer.uid: peer.opened.packed for peer in order if peer.opened})
     unassigned = draws.draw_unassigned(run, node.pages, scene.seed, scene.assignment, scene.n_slots, count)
     if len(unassigned) < LEAST:
         world.emit(Warned("no page is left that nobody trains on: nobody can be evaluated; prepare more text"))
-        return (), found
-    if not order or world.clock.time() >= until:
         return (), found
 
     def first() -> tuple[float, ...]:
