@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from node_network import applied, assert_one_history, commitments, events, open_run, play, until
 
-from templar_jax.chain.messages import EvidenceMessage, ManifestMessage
+from templar_jax.chain.messages import EvidenceMessage, ManifestMessage, SealMessage, parse_commitment
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.replay import Record, replay
 from templar_jax.node.records import DiskRecords, read_all
 from templar_jax.node.validator import read_records
-from templar_jax.simulate.network import STAKE, Network, hotkey
+from templar_jax.simulate.network import BLOCK_SECONDS, STAKE, Network, Role, hotkey
 from templar_jax.store.contribution import evidence_key
-from templar_jax.telemetry.events import Alarm, ManifestApplied, Scored, Warned, WeightsSet
+from templar_jax.telemetry.events import Alarm, ManifestApplied, Registered, Scored, Warned, WeightsSet
 
 WINDOWS = 6
 
@@ -155,3 +155,58 @@ def test_miners_do_not_lead_once_there_is_a_validator(opened):
     mine = hotkey(1, "validator-0").ss58_address
     assert by[1] != mine and {by[3], by[4]} == {mine}, by
     assert np.isclose(sum(events(network, Scored)[-1].weights.values()), 1)
+
+
+class Keyless:
+    """A bucket in which no key ever appears."""
+
+    def __init__(self, bucket) -> None:
+        self._bucket = bucket
+
+    def __getattr__(self, name: str):
+        return getattr(self._bucket, name)
+
+    async def put(self, key: str, data: bytes) -> None:
+        if not key.endswith("/key"):
+            await self._bucket.put(key, data)
+
+
+class Slow:
+    """A chain that hears this node's seals ten blocks after they were sent: after D(w)."""
+
+    def __init__(self, chain) -> None:
+        self._chain = chain
+
+    def __getattr__(self, name: str):
+        return getattr(self._chain, name)
+
+    async def commit(self, key, fields) -> None:
+        parsed = parse_commitment(fields)
+        if parsed is not None and isinstance(parsed.message, SealMessage):
+            await asyncio.sleep(10 * BLOCK_SECONDS)
+        await self._chain.commit(key, fields)
+
+
+def test_whose_fault_it_is(opened):
+    keyless = Role(alter=lambda world: dataclasses.replace(world, bucket=Keyless(world.bucket)))
+    slow = Role(alter=lambda world: dataclasses.replace(world, chain=Slow(world.chain)))
+
+    async def scenario(network: Network) -> None:
+        others = [network.validator(f"validator-{n}", 3, stake=STAKE - n) for n in range(2)]
+        others += [network.node(f"peer-{n:02d}", 3) for n in range(2)]
+        villains = [asyncio.ensure_future(network.node("keyless", None, keyless))]
+        villains += [asyncio.ensure_future(network.node("slow", None, slow))]
+        await asyncio.gather(*others)
+        for one in villains:
+            await kill(one)
+
+    network = play(opened, scenario)
+    assert_one_history(network)
+    uids = {name: events(network, Registered, name)[0].uid for name in ("keyless", "slow", "peer-00", "peer-01")}
+    leader, other = (events(network, Scored, f"validator-{n}") for n in range(2))
+    assert [event.refused for event in leader] == [{uids["keyless"]: "no-key"}] * 3
+    late, silent = {uids["slow"]: ("late",)}, {uids["keyless"]: ("no-key",)}
+    assert [event.violations for event in leader] == [late, {}, late]  # in window 2 it is still busy with window 1
+    assert [event.violations for event in other] == [late | silent, silent, late | silent]  # as the leader says too
+    for event in (leader[-1], other[-1]):
+        assert set(event.weights) == {uids["peer-00"], uids["peer-01"]}
