@@ -4,8 +4,10 @@ import argparse
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +41,7 @@ def drift(run: RunConfig, seed: int) -> dict[str, np.ndarray]:
 class Ours:
     """The three jobs, each as a node does them: from device parameters to bytes, and from bytes to parameters."""
 
-    def __init__(self, run: RunConfig, devices: list[jax.Device], start: dict, end: dict) -> None:
+    def __init__(self, run: RunConfig, devices: Sequence[Any], start: dict, end: dict) -> None:
         mesh = make_mesh(MeshConfig(), devices)
         where = shardings(run, mesh)
         self.run, self.compressor, self.outer = run, make_compressor(run, mesh), make_outer(run, mesh)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from templar_jax.config_load import Cli, guarded, parse_cli
 from templar_jax.errors import ConfigError, TemplarError
+from templar_jax.host import huge_pages
 
 if TYPE_CHECKING:
     from templar_jax.node.lifecycle import Duty
@@ -159,4 +160,5 @@ def end(guarded_main: Callable[[], NoReturn]) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages()
     end(lambda: guarded(main))
