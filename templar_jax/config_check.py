@@ -104,6 +104,8 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
         ("checkpoint_every", node.checkpoint_every, 1),
         ("checkpoint_keep", node.checkpoint_keep, 1),
         ("eval_sequences", node.eval_sequences, 1),
+        ("score_sequences", node.score_sequences, 2),
+        ("weights_blocks", node.weights_blocks, 1),
     ):
         if value < least:
             yield f"node.{path} is {value}: set it to {least} or more"
