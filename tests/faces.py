@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 from corpus import folder_of, texts
@@ -40,13 +38,6 @@ class Unnamed(Miner):
     def __init__(self, home: Path, name: str, arguments: list[str]) -> None:
         super().__init__(home, name, arguments)
         del self._command[-2:]
-        self._waiting: deque[dict] = deque()
-
-    def new_events(self) -> Iterator[dict]:
-        """Every event once, also where a caller stops in the middle of them."""
-        self._waiting.extend(super().new_events())
-        while self._waiting:
-            yield self._waiting.popleft()
 
     def end(self, number: int = signal.SIGINT, seconds: float = 30) -> int:
         """Asks it to stop; its exit code."""

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Miner:
         self.log = home / f"{name}.log"
         self.process: subprocess.Popen | None = None
         self._read = 0
+        self._waiting: deque[dict] = deque()
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,12 @@ class Miner:
                 self.kill()
 
     def new_events(self) -> Iterator[dict]:
-        """Events written since the last call; a half-written last line is left for the next."""
+        """Every event once, also where a caller stops in the middle of them; a half-written last line waits."""
+        self._waiting.extend(self._written())
+        while self._waiting:
+            yield self._waiting.popleft()
+
+    def _written(self) -> Iterator[dict]:
         assert self.process is not None
         if self.process.poll() not in (None, -signal.SIGKILL):
             raise AssertionError(f"{self.name} ended by itself:\n{self.log.read_text()[-3000:]}")
@@ -138,6 +145,8 @@ def kill_once(victim: Miner, neighbour: Miner, roots: Roots, phase: str, delay: 
             roots.add(event)
         return event["event"] == "PhaseStarted" and event["phase"] == phase
 
+    for event in victim.new_events():  # phases that are over
+        in_phase(event)
     window = wait_for(victim, in_phase, RECOVER_SECONDS, f"phase {phase}")["window"]
     time.sleep(delay)
     victim.kill()
