@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch  # pyright: ignore[reportMissingImports]
 
+from templar_jax.compress.packed import Packed
 from templar_jax.compress.quantize import UNIT_CODE, levels, sign1_table
 from templar_jax.compress.tiles import Tiling
 
@@ -35,6 +36,18 @@ def pack(indices: torch.Tensor | None, codes: torch.Tensor, scales: torch.Tensor
         word = pairs[:, 0] | pairs[:, 1] << 12
         packed.append(torch.stack([word & 0xFF, word >> 8 & 0xFF, word >> 16], 1).to(torch.uint8))
     return packed
+
+
+def taken(packed: Mapping[str, Packed]) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """One of our decoded contributions, as `TorchCompress.unpack` would give it."""
+    return {
+        name: (
+            torch.from_numpy(one.indices.astype("int64")).reshape(-1, one.indices.shape[-1]),
+            torch.from_numpy(one.codes.copy()).reshape(-1, one.codes.shape[-1]),
+            torch.from_numpy(one.scales.copy()).reshape(-1),
+        )
+        for name, one in packed.items()
+    }
 
 
 class TorchCompress:
@@ -64,8 +77,19 @@ class TorchCompress:
             parts += pack(None if tiling.full else indices, codes, scales)
         return b"".join(part.numpy().tobytes() for part in parts)
 
+    def pack(self, contribution: dict) -> bytes:
+        """The inverse of `unpack`."""
+        parts = []
+        for name, tiling in self.cut.items():
+            indices, codes, scales = contribution[name]
+            parts += pack(None if tiling.full else indices, codes, scales)
+        return b"".join(part.numpy().tobytes() for part in parts)
+
     def unpack(self, data: bytes) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Per parameter indices int64 [n, k], codes uint8 [n, k], scales uint8 [n]; checked as a peer's would be."""
+        """Per parameter indices int64 [n, k], codes uint8 [n, k], scales uint8 [n]; checked as a peer's would be.
+
+        Indices have 12 bits here, as in the reference; ours are coded, which is more work for fewer bytes.
+        """
         flat, used, out = torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, {}
 
         def take(count: int) -> torch.Tensor:

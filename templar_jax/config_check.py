@@ -11,7 +11,7 @@ from templar_jax.config import MeshConfig, NodeConfig, RunConfig, WindowConfig
 from templar_jax.errors import ConfigError
 
 GRAIN = 64  # model dims come in multiples of this, so that a shard never cuts a tile (sharding.GRAIN)
-INDEX_VALUES = 4096  # positions that a 12-bit index of the codec can name
+INDEX_VALUES = 4096  # elements of a tile: an index is a uint16, and sums of gaps must stay one
 CHAIN_FINALITY = 3  # blocks that a Bittensor head runs before its finalised block
 MIN_TRAINING = 0.25  # part of a window that must remain for inner steps even when the last leader closes it
 SINKS = ("wandb", "tensorboard")
@@ -233,7 +233,7 @@ def _compress(run: RunConfig) -> Iterator[str]:
     if GRAIN % c.tile:
         yield f"compress.tile {c.tile} does not divide {GRAIN}: use 64, 32, 16 or 8"
     elif c.tile**2 > INDEX_VALUES:
-        yield f"compress.tile {c.tile} is too large for a 12-bit index ({INDEX_VALUES} positions): use 64 or less"
+        yield f"compress.tile {c.tile} makes tiles of more than {INDEX_VALUES} elements: use 64 or less"
     if c.k > c.tile**2:
         yield f"compress.k {c.k} is more than a tile has ({c.tile**2} values, compress.tile {c.tile} squared): lower it"
 

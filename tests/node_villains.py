@@ -158,6 +158,6 @@ PEERS: dict[str, tuple[Role, tuple[str, ...]]] = {  # role, reasons that a leade
     "another run": (sealing(lambda c, p: (dataclasses.replace(c, run_id="ab" * 16), p)), ("run",)),
     "no steps": (sealing(lambda c, p: (dataclasses.replace(c, inner_steps=0), p)), ("steps",)),
     "oversize": (sealing(lambda c, p: (c, p + bytes(100_000))), ("size",)),
-    "garbage inside": (sealing(lambda c, p: (c, p[:40] + b"\xff" * (len(p) - 40))), ("indices", "padding", "coder")),
+    "garbage inside": (sealing(lambda c, p: (c, p[:40] + b"\xff" * (len(p) - 40))), ("indices", "padding", "size")),
     "points elsewhere": (committing(elsewhere), ("fetch",)),
 }

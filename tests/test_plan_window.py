@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from templar_jax.compress.codec import plaintext_bounds
+from templar_jax.compress.codec import expected_bytes
 from templar_jax.config import NetworkConfig
 from templar_jax.config_load import load
 from templar_jax.model.flops import train_flops_per_token
@@ -36,9 +36,9 @@ def test_a_step_is_its_flops_over_the_stated_rate():
     assert 1.0 < window.flops_per_step / (6 * 7.5e9 * tokens) < 1.1
 
 
-def test_the_payload_is_the_codecs_bound_and_takes_its_time_on_the_link():
+def test_the_payload_is_what_the_codec_expects_and_takes_its_time_on_the_link():
     run, window = window_of(link=100e6, peers=5)
-    assert window.payload == sealed_bytes(plaintext_bounds(run)[1])
+    assert window.payload == sealed_bytes(expected_bytes(run))
     assert window.upload == pytest.approx(8 * window.payload / 100e6)
     assert window.download == pytest.approx(4 * window.upload)
     _, alone = window_of(peers=1)

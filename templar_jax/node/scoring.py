@@ -30,7 +30,7 @@ LEAST = 2  # sequences a side: fewer have no variance
 
 # Reasons that the very bytes show whose hash the chain holds: everybody who gets hold of them finds the same.
 PROVEN = frozenset(
-    ("auth", "coder", "hotkey", "indices", "padding", "plaintext", "quantizer", "run", "scales", "seal", "signature")
+    ("auth", "hotkey", "indices", "padding", "plaintext", "quantizer", "run", "scales", "seal", "signature")
     + ("steps", "uid", "version", "window")
 )
 # What somebody was not served, or not in time: a broken rule only where the window's leader found so too.

@@ -6,7 +6,7 @@ Everything is measured in seconds from S(w). What is assumed stands in `Assumed`
 import math
 from dataclasses import dataclass
 
-from templar_jax.compress.codec import plaintext_bounds
+from templar_jax.compress.codec import expected_bytes
 from templar_jax.compress.tiles import tilings
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.model.flops import train_flops_per_token
@@ -22,8 +22,8 @@ class Assumed:
     mfu: float = 0.40  # model FLOP/s of training over the GPU's peak
     link: float = 1000e6  # bits/s, up and down alike
     peers: int = 20  # that contribute, this one included
-    encode: float = 1.1e8  # kept values/s of the codec
-    decode: float = 2.1e8
+    encode: float = 1.8e8  # kept values/s of the codec
+    decode: float = 1.8e8
     crypto: float = 0.6e9  # bytes/s of sha256 or AES-GCM
     passes: int = 30  # times that compression, or adding one contribution's group, reads the parameters
 
@@ -64,7 +64,7 @@ def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assume
     peak = gpu.flops if node.compute.dtype == "bfloat16" else gpu.flops / 2  # float32 matmuls run as TF32
     step = flops / (peak * assumed.mfu * devices)
 
-    payload = sealed_bytes(plaintext_bounds(run)[1])
+    payload = sealed_bytes(expected_bytes(run))
     others = max(0, min(assumed.peers, run.max_contributors) - 1)
     upload, download = 8 * payload / assumed.link, others * 8 * payload / assumed.link
     touch = assumed.passes * 4 * elements / devices / gpu.bandwidth

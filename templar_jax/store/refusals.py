@@ -9,7 +9,6 @@ import re
 REASONS = {
     "address": "the commitment's first field is no bucket locator",
     "auth": "decryption failed: key, header and ciphertext do not belong together",
-    "coder": "the payload names a coder that this version does not know",
     "error": "its bytes set off an error of this program, which is logged",
     "fetch": "the object did not arrive before the deadline",
     "full": "good, but earlier commitments fill the outer step",
@@ -17,7 +16,7 @@ REASONS = {
     "history": "a manifest that continues another history",
     "hotkey": "signed by another hotkey than the one it is attributed to",
     "index": "the index of an object's parts is malformed",
-    "indices": "the payload's indices are not ascending within their tiles",
+    "indices": "the payload's indices lie beyond their tiles",
     "key": "the published key is not the one whose hash the sealed object carries",
     "late": "no commitment of this window at or before the deadline",
     "manifest": "not the one canonical encoding of a manifest",
