@@ -11,13 +11,15 @@ from pathlib import Path
 from templar_jax.config_load import Cli, guarded, parse_cli
 from templar_jax.errors import ConfigError
 
+ATTACK = "the last COUNT peers (or validators) are adversaries; may be given again; `list` shows them all"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", type=int, default=4, metavar="P", help="miners (default 4)")
     parser.add_argument("--validators", type=int, default=0, metavar="V", help="validators beside them (default 0)")
     parser.add_argument("--windows", type=int, default=5, metavar="N", help="windows of each (default 5)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of keys, block hashes and chance (default 0)")
-    parser.add_argument("--attack", action="append", default=[], metavar="NAME:COUNT", help="roles of the last peers")
+    parser.add_argument("--attack", action="append", default=[], metavar="NAME:COUNT", help=ATTACK)
     parser.add_argument("--times", type=int, default=1, metavar="T", help="run it T times and compare the event logs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
 
@@ -27,7 +29,16 @@ def main(argv: list[str]) -> int:
     for name, least in (("peers", 1), ("windows", 1), ("times", 1), ("validators", 0)):
         if getattr(cli.args, name) < least:
             raise ConfigError(f"--{name} {getattr(cli.args, name)}: set it to {least} or more")
+    if "list" in cli.args.attack:
+        return show_adversaries()
     return run(cli)
+
+
+def show_adversaries() -> int:
+    from templar_jax.simulate.zoo.table import lines
+
+    print("\n".join(lines()))
+    return 0
 
 
 def run(cli: Cli) -> int:
@@ -42,7 +53,7 @@ def run(cli: Cli) -> int:
     args = cli.args
     check_json(args.json)
     check_simulated(cli.run, args.peers + args.validators)
-    chosen = attacks(args.attack, args.peers)
+    chosen = attacks(args.attack, args.peers, args.validators)
     home.check_home(cli.node)
     pinned, pages = open.pin_data(cli.run, cli.node, lambda text: print(text, flush=True))
     engine = machine(pinned, cli.node)

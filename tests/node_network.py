@@ -18,7 +18,8 @@ from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
 from templar_jax.sharding import make_mesh
 from templar_jax.simulate.loop import run_virtual
-from templar_jax.simulate.network import BLOCK_SECONDS, Entry, Network, Role, open_network, roots
+from templar_jax.simulate.network import BLOCK_SECONDS, Entry, Network, open_network, roots
+from templar_jax.simulate.role import Role
 from templar_jax.telemetry.events import ManifestApplied
 
 HORIZON = 20_000.0  # virtual seconds: a node that waits for ever fails its test

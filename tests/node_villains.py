@@ -13,7 +13,7 @@ from templar_jax.chain.messages import (
 )
 from templar_jax.node.seals import SavedSeal
 from templar_jax.node.world import World
-from templar_jax.simulate.network import Role
+from templar_jax.simulate.role import Role
 from templar_jax.store import contribution, seal
 from templar_jax.store.manifest import Manifest, decode_manifest, encode_manifest, manifest_hash, sign_manifest
 

@@ -9,7 +9,8 @@ from node_network import applied, assert_one_history, commitments, events, open_
 
 from templar_jax.chain.messages import ManifestMessage, SealMessage, parse_commitment
 from templar_jax.node.world import World
-from templar_jax.simulate.network import BLOCK_SECONDS, NODE, Network, Role, digest, hotkey
+from templar_jax.simulate.network import BLOCK_SECONDS, NODE, Network, digest, hotkey
+from templar_jax.simulate.role import Role
 from templar_jax.telemetry.events import Noted, PhaseStarted, Sealed, StepDone, Warned
 
 OFTEN = dataclasses.replace(NODE, checkpoint_every=2)

@@ -12,7 +12,8 @@ from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.replay import Record, replay
 from templar_jax.node.records import DiskRecords, read_all
 from templar_jax.node.validator import read_records
-from templar_jax.simulate.network import BLOCK_SECONDS, STAKE, Network, Role, hotkey
+from templar_jax.simulate.network import BLOCK_SECONDS, STAKE, Network, hotkey
+from templar_jax.simulate.role import Role
 from templar_jax.store.contribution import evidence_key
 from templar_jax.telemetry.events import Alarm, ManifestApplied, Registered, Scored, Warned, WeightsSet
 

@@ -11,7 +11,8 @@ from node_villains import PEERS, committing, copying, equivocate, forging, garba
 
 from templar_jax.chain.messages import ManifestMessage, encode_commitment
 from templar_jax.node import gather
-from templar_jax.simulate.network import BLOCK_SECONDS, HONEST, NODE, Network, hotkey, roots
+from templar_jax.simulate.network import BLOCK_SECONDS, NODE, Network, hotkey, roots
+from templar_jax.simulate.role import HONEST
 from templar_jax.store.refusals import REASONS
 from templar_jax.store.simulated import Fault, Operation
 from templar_jax.telemetry.events import Alarm, Noted, Warned

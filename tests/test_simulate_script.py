@@ -27,7 +27,7 @@ def story(second_root: str) -> Outcome:
         Entry(3.0, "b", ManifestApplied(1, 1, (0,), ((1, "no-key"),), second_root)),
         Entry(4.0, "a", Alarm(1, "two-manifests", 1, "blocks 1 and 2")),
     ]
-    return Outcome(tuple(log), ())
+    return Outcome(tuple(log), (), {"a": "honest", "b": "noise"})
 
 
 def test_figures_count_each_window_once():
@@ -35,8 +35,8 @@ def test_figures_count_each_window_once():
     assert found["state_roots_equal"] and found["windows"] == 1 and found["alarms"] == 1 and found["events"] == 7
     assert found["loss"] == {"first_window": 5.0, "last_window": 5.0}
     assert found["per_uid"] == [
-        {"node": "a", "uid": 0, "accepted": 1, "refused_reasons": {}},
-        {"node": "b", "uid": 1, "accepted": 0, "refused_reasons": {"no-key": 1}},
+        {"node": "a", "uid": 0, "role": "honest", "accepted": 1, "refused_reasons": {}},
+        {"node": "b", "uid": 1, "role": "noise", "accepted": 0, "refused_reasons": {"no-key": 1}},
     ]
 
 
@@ -46,7 +46,7 @@ def test_two_roots_of_one_window_are_told():
 
 
 def test_attacks_are_read_and_refused_in_one_line():
-    assert attacks(["honest:2", "honest"], 4) == {"honest": 3}
+    assert attacks(["honest:2", "honest", "noise"], 4) == {"honest": 3, "noise": 1}
     for words, line in ((["honst:1"], "did you mean honest"), (["honest:x"], "NAME:COUNT"), (["honest:5"], "--peers")):
         with pytest.raises(ConfigError, match=line):
             attacks(words, 4)

@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from templar_jax.chain.wait import until_final
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
 from templar_jax.errors import TemplarError
 from templar_jax.node import resume
+from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import Engine
 from templar_jax.node.genesis import join_or_start
 from templar_jax.node.history import Diverged, catch_up
@@ -25,15 +27,20 @@ async def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Duty:
-    """What a node does in each window: a miner's by default, a validator's from `validator.validator`."""
+    """What a node does in each window: a miner's from `miner`, a validator's from `validator.validator`."""
 
-    trains: bool = True
-    run_window: Callable[[Node], Awaitable[bool]] = run_window  # True: the window counts
+    trains: bool
+    run_window: Callable[[Node], Awaitable[bool]]  # True: the window counts
     finish: Callable[[Node], Awaitable[None]] = _nothing  # what still runs beside the windows, to its end
     abort: Callable[[], Awaitable[None]] = _nothing  # the same, at once
 
 
-MINER = Duty()
+def miner(craft: Craft = HONEST) -> Duty:
+    """What a miner does, by its craft."""
+    return Duty(trains=True, run_window=partial(run_window, craft=craft))
+
+
+MINER = miner()
 
 
 async def run_node(

@@ -17,12 +17,14 @@ from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
 from templar_jax.incentive.rules import rules
 from templar_jax.node.engine import Engine
-from templar_jax.node.lifecycle import MINER, run_node
+from templar_jax.node.lifecycle import miner, run_node
 from templar_jax.node.records import MemoryRecords
 from templar_jax.node.seals import MemorySeals
 from templar_jax.node.validator import validator
 from templar_jax.node.world import Costs, Node, World
 from templar_jax.simulate.loop import VirtualClock, run_virtual
+from templar_jax.simulate.role import HONEST, Role
+from templar_jax.simulate.zoo.table import ROLES as ZOO
 from templar_jax.store.checkpoint import MemoryCheckpoints
 from templar_jax.store.simulated import SimStore
 from templar_jax.telemetry.events import Event, ManifestApplied
@@ -46,24 +48,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation came to: every event, and the nodes as they ended (None: stopped before it had a state)."""
+    """What a simulation came to: every event, and the nodes as they ended (None: stopped before it had a state).
+
+    roles: the role of each node by its name, "honest" or a row of zoo/table.
+    """
 
     log: tuple[Entry, ...]
     nodes: tuple[Node | None, ...]
+    roles: Mapping[str, str] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Role:
-    """How a node differs from an honest one: its hardware, and what it makes of its ports, its engine and its pages."""
-
-    speed: float = 1.0  # modelled seconds are divided by it
-    alter: Callable[[World], World] = lambda world: world
-    engine: Callable[[Engine], Engine] = lambda engine: engine  # e.g. another inner step, or compressor
-    pages: Callable[[Pages], Pages] = lambda pages: pages
-
-
-HONEST = Role()
-ROLES: dict[str, Role] = {"honest": HONEST}  # by the NAME of --attack NAME:COUNT; adversaries register here
+    def role(self, node: str) -> str:
+        """Of a node, or of the one whose owner started it (NAME.2 belongs to NAME)."""
+        return self.roles.get(node.partition(".")[0], "honest")
 
 
 @dataclass
@@ -118,13 +114,16 @@ class Network:
             threads=0,
             entropy=entropy(self.seed, f"{name}/{start}"),
         )
+        self.store.owners[name] = role.serve
         return role.alter(world)
 
     async def node(self, name: str, windows: int | None = None, role: Role = HONEST) -> Node | None:
-        """Runs one miner as `lifecycle.run_node` does."""
+        """Runs one miner as `lifecycle.run_node` does, or as its role wants to live."""
+        if role.live is not None:
+            return await role.live(self, name, windows)
         world = self.world(name, role)
         engine, pages = role.engine(self.engine), role.pages(self.pages)
-        return await run_node(world, self.run, self.config, engine, pages, windows, MINER)
+        return await run_node(world, self.run, self.config, engine, pages, windows, miner(role.craft))
 
     async def validator(
         self, name: str, windows: int | None = None, role: Role = HONEST, stake: float = STAKE
@@ -175,23 +174,27 @@ def simulate(
 ) -> Outcome:
     """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts.
 
+    Of the validators likewise, where a role acts as one.
+
     It ends when the honest ones are done: an adversary may never get anything onto the chain.
 
     Args:
+      attacks: NAME -> COUNT, names of zoo/table or "honest".
       validators: run beside them. Without one the miners lead, and nobody is paid.
       settings: further fields of `Network`.
     """
-    roles = [name for name, count in (attacks or {}).items() for _ in range(count)]
-    roles = ["honest"] * (peers - len(roles)) + roles
     log: list[Entry] = []
+    miners = cast(attacks or {}, "miner", [f"peer-{number:02d}" for number in range(peers)])
+    scorers = cast(attacks or {}, "validator", [f"validator-{number}" for number in range(validators)])
 
     async def world() -> tuple[Node | None, ...]:
         network = open_network(run, engine, pages, seed, costs=costs, log=log, **settings)
-        names = (f"peer-{number:02d}" for number in range(peers))
-        jobs = [network.node(name, windows, ROLES[role]) for name, role in zip(names, roles, strict=True)]
-        jobs += [network.validator(f"validator-{n}", windows, stake=STAKE - n) for n in range(validators)]
+        jobs = [network.node(name, windows, role) for name, (_, role) in miners.items()]
+        for rank, (name, (_, role)) in enumerate(scorers.items()):
+            jobs.append(network.validator(name, windows, role, stake=STAKE - rank))
         tasks = [asyncio.ensure_future(job) for job in jobs]
-        adversaries = [task for task, role in zip(tasks, roles, strict=False) if role != "honest"]
+        played = [role for role, _ in (*miners.values(), *scorers.values())]
+        adversaries = [task for task, role in zip(tasks, played, strict=True) if role != "honest"]
         await asyncio.gather(*(task for task in tasks if task not in adversaries))
         for task in adversaries:
             task.cancel()
@@ -199,7 +202,14 @@ def simulate(
         return tuple(None if isinstance(end, BaseException) else end for end in ends)
 
     nodes = run_virtual(world)
-    return Outcome(tuple(log), nodes)
+    return Outcome(tuple(log), nodes, {name: role for name, (role, _) in (miners | scorers).items()})
+
+
+def cast(attacks: Mapping[str, int], acts: str, names: list[str]) -> dict[str, tuple[str, Role]]:
+    """(name of the role, role) of each of `names`: the last of them are the adversaries that act as `acts`."""
+    chosen = {name: count for name, count in attacks.items() if name != "honest" and ZOO[name].acts == acts}
+    played = [(name, role) for name, count in chosen.items() for role in ZOO[name].roles(count)]
+    return dict(zip(names, [("honest", HONEST)] * (len(names) - len(played)) + played, strict=True))
 
 
 def roots(log: tuple[Entry, ...] | list[Entry]) -> dict[int, set[str]]:

@@ -19,7 +19,10 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "seconds": log[-1].time if log else 0.0,
         "loss": _loss(log),
         "alarms": sum(isinstance(entry.event, Alarm) for entry in log),
-        "per_uid": [{"node": node, "uid": uid, **_of_uid(log, uid)} for node, uid in sorted(uids.items())],
+        "per_uid": [
+            {"node": node, "uid": uid, "role": outcome.role(node), **_of_uid(log, uid)}
+            for node, uid in sorted(uids.items())
+        ],
     }
 
 

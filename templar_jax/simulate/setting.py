@@ -13,7 +13,8 @@ from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
 from templar_jax.node.open import set_up_devices
 from templar_jax.sharding import make_mesh
-from templar_jax.simulate.network import FINALITY, ROLES
+from templar_jax.simulate.network import FINALITY
+from templar_jax.simulate.zoo.table import ROLES
 
 
 def check_simulated(run: RunConfig, nodes: int) -> None:
@@ -25,20 +26,23 @@ def check_simulated(run: RunConfig, nodes: int) -> None:
         raise ConfigError(f"{nodes} nodes, but data.slots is {run.data.slots}: raise it, or lower --peers")
 
 
-def attacks(words: Iterable[str], peers: int) -> dict[str, int]:
-    """How many peers take which role, from words NAME:COUNT. ConfigError for an unknown one, or too many."""
+def attacks(words: Iterable[str], peers: int, validators: int = 0) -> dict[str, int]:
+    """How many nodes take which role, from words NAME:COUNT. ConfigError for an unknown one, or too many."""
     found: dict[str, int] = {}
+    names = ("honest", *ROLES)
     for word in words:
         name, _, count = word.partition(":")
-        if name not in ROLES:
-            near = difflib.get_close_matches(name, ROLES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(ROLES))}"
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else "--attack list shows all"
             raise ConfigError(f'--attack "{name}": {hint}')
         if count and not (count.isascii() and count.isdigit()):
             raise ConfigError(f'--attack "{word}": write NAME:COUNT, e.g. {name}:2')
         found[name] = found.get(name, 0) + int(count or 1)
-    if sum(found.values()) > peers:
-        raise ConfigError(f"{sum(found.values())} roles for {peers} peers: raise --peers")
+    for acts, there, option in (("miner", peers, "peers"), ("validator", validators, "validators")):
+        wanted = sum(n for name, n in found.items() if (ROLES[name].acts if name in ROLES else "miner") == acts)
+        if wanted > there:
+            raise ConfigError(f"{wanted} roles for {there} {option}: raise --{option}")
     return found
 
 

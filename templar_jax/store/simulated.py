@@ -52,7 +52,8 @@ class SimStore:
     clock: Clock
     latency: float = 0.05  # seconds of every operation
     bytes_per_second: float = 50e6  # of each operation by itself
-    fault: Callable[[Operation], Fault | None] = no_fault
+    fault: Callable[[Operation], Fault | None] = no_fault  # what happens to anybody's operations
+    owners: dict[str, Callable[[Operation], Fault | None]] = field(default_factory=dict)  # to others', by bucket
     buckets: dict[str, dict[str, tuple[bytes, float]]] = field(default_factory=dict)
 
     def bucket(self, name: str) -> "SimBucket":
@@ -84,7 +85,10 @@ class SimReader:
     async def _pass_time(self, kind: Kind, key: str, size: int, timeout: float) -> bool:
         """Lets the operation's time pass. True if its bytes shall be torn; StoreError if it fails."""
         store = self.store
-        fault = store.fault(Operation(self.actor, self.name, kind, key, size, store.clock.time()))
+        operation = Operation(self.actor, self.name, kind, key, size, store.clock.time())
+        fault = store.fault(operation)
+        if fault is None and self.actor != self.name:
+            fault = store.owners.get(self.name, no_fault)(operation)
         seconds = store.latency + size / store.bytes_per_second
         if fault is not None and fault.kind == "delay":
             seconds += fault.seconds
