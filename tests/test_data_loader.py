@@ -10,7 +10,7 @@ from corpus import small_pages
 from test_data_pages import chunk
 
 from templar_jax.data.cache import PageCache
-from templar_jax.data.loader import Loader, make_loader, restore_loader
+from templar_jax.data.loader import Loader, first_batch, make_loader, restore_loader
 from templar_jax.data.pages import Pages
 from templar_jax.errors import ConfigError, DataError
 
@@ -45,6 +45,12 @@ def test_order_is_that_of_run_window_seed_and_pages(pages: Pages) -> None:
         assert not np.array_equal(same, drain(make_loader(pages, IDS, **{**WINDOW, **change})))
     # A batch does not depend on how many there are.
     assert np.array_equal(same[:2], drain(make_loader(pages, IDS, **{**WINDOW, "steps": 2})))
+
+
+def test_the_first_batch_alone_is_that_of_the_loader(pages: Pages) -> None:
+    for ids in (IDS, [3, 8, 1, 0, 6, 12]):
+        alone = first_batch(pages, ids, **{k: v for k, v in WINDOW.items() if k != "steps"})  # type: ignore[arg-type]
+        assert alone.dtype == np.int32 and np.array_equal(alone, drain(make_loader(pages, ids, **WINDOW))[0])
 
 
 @pytest.mark.parametrize("threads", [0, 1])

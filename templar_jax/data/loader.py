@@ -77,11 +77,9 @@ def make_loader(
         )
     cursor = _cursor(run_id, window, batch, seed, page_ids)
     sequences_NS = pages.read(page_ids).reshape(n_sequences, pages.manifest.sequence)
-    key = b"templar_jax/order/1" + bytes.fromhex(cursor["order"])
 
     def make_batch(step: int) -> np.ndarray:
-        rows = permute(key, n_sequences, np.arange(step * batch, (step + 1) * batch))
-        return sequences_NS[rows].astype(np.int32)
+        return sequences_NS[_rows(cursor, n_sequences, step)].astype(np.int32)
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH if threads else 0)
     dataset = grain.MapDataset.range(start_step, steps).map(make_batch).to_iter_dataset(options)
@@ -126,6 +124,26 @@ def restore_loader(
         start_step=step,
         threads=threads,
     )
+
+
+def first_batch(
+    pages: PageSource, page_ids: Sequence[int], *, run_id: str, window: int, batch: int, seed: bytes
+) -> np.ndarray:
+    """Batch 0 of `make_loader`, int32 [B, S], read from those pages only that it has sequences of.
+
+    Raises DataError: a page is corrupt or missing.
+    """
+    page = pages.manifest.page
+    rows = _rows(_cursor(run_id, window, batch, seed, page_ids), len(page_ids) * page, 0)
+    there, where = np.unique(rows // page, return_inverse=True)
+    tokens_MPS = pages.read([page_ids[int(number)] for number in there])
+    return tokens_MPS[where, (rows % page).astype(np.int64)].astype(np.int32)
+
+
+def _rows(cursor: Mapping[str, Any], n_sequences: int, step: int) -> np.ndarray:
+    """Which of the window's sequences make batch number `step`: [B]."""
+    key, batch = b"templar_jax/order/1" + bytes.fromhex(cursor["order"]), cursor["batch"]
+    return permute(key, n_sequences, np.arange(step * batch, (step + 1) * batch))
 
 
 def _cursor(run_id: str, window: int, batch: int, seed: bytes, page_ids: Sequence[int]) -> dict[str, Any]:

@@ -43,5 +43,9 @@ class IncentiveConfig:
     violation: float = 0.5
     violations: tuple[tuple[str, float], ...] = field(default_factory=_factors)
     penalty_memory: float = 0.75
+    # receipt: what a miner says of its work, checked: see receipt.py
+    step0_tolerance: float = 0.004  # relative; bf16 against f32 came to 0.0011 at most (docs/decisions.md)
+    step0_factor: float = 0.5  # on pay, for each window with another loss than that
+    receipt_floor: float = 0.05
     # selection
     explore_share: float = 0.2  # of the places go to those least recently taken

@@ -2,9 +2,10 @@
 
     value of a window = gain (capped, relative to the honest scale) * freshness,   0 where a known peer sent nothing
     merit             = shrunken mean of values * effort
-    pay               = merit ** power * (1 / cluster size, averaged) * penalty * (finding_scale while a finding stands)
+    pay               = merit ** power * (1 / cluster size, averaged) * penalty * receipt
+                        * (finding_scale while a finding stands)
 
-The parts are in gain, effort, similarity, rating and penalty; this file only puts them together.
+The parts are in gain, effort, similarity, rating, penalty and receipt; this file only puts them together.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from templar_jax.errors import DataError
-from templar_jax.incentive import canonical, effort, gain, penalty, rating, similarity
+from templar_jax.incentive import canonical, effort, gain, penalty, rating, receipt, similarity
 from templar_jax.incentive.config import IncentiveConfig
 from templar_jax.incentive.effort import Effort
 from templar_jax.incentive.evidence import Identity, PeerEvidence, WindowEvidence, ordered
@@ -33,6 +34,7 @@ class Standing:
     alone: float = 0.0  # sum of 1 / cluster size, fading
     alone_count: float = 0.0
     penalty: float = 1.0
+    receipt: float = 1.0
     evaluated: int = -1  # last window with an evaluation; -1: never, and nothing is paid
 
 
@@ -67,11 +69,19 @@ def step(config: IncentiveConfig, state: State, evidence: WindowEvidence) -> tup
             return _without(config, standing, peer.violations if peer else (), count_absent)
         if peer.losses is None:
             return replace(standing, penalty=penalty.recover(config, standing.penalty))
-        return _evaluated(config, standing, evidence.window, gains, found[peer.peer], honest, likeness[peer.peer])
+        checked = replace(standing, receipt=receipt.after(config, standing.receipt, peer))
+        return _evaluated(config, checked, evidence.window, gains, found[peer.peer], honest, likeness[peer.peer])
 
     new = tuple(after(standings[peer]) for peer in sorted(standings))
     scores = {
-        one.peer: score(config, one, gains.get(one.peer), found.get(one.peer), likeness.get(one.peer, Likeness()))
+        one.peer: score(
+            config,
+            one,
+            gains.get(one.peer),
+            found.get(one.peer),
+            likeness.get(one.peer, Likeness()),
+            seen.get(one.peer),
+        )
         for one in new
     }
     return State(window=evidence.window, standings=new), scores
@@ -109,14 +119,14 @@ def _evaluated(
     if standing.peer in gains:  # empty in a window whose scale tells nothing
         value = gains[standing.peer]
         worth = rating.add(config, worth, value * likeness.fresh if value > 0.0 else value)
-    return Standing(
-        standing.peer,
-        worth,
-        effort.add(config, standing.effort, gap, honest),
-        config.memory * standing.alone + 1.0 / likeness.cluster,
-        config.memory * standing.alone_count + 1.0,
-        penalty.recover(config, standing.penalty),
-        window,
+    return replace(
+        standing,
+        rating=worth,
+        effort=effort.add(config, standing.effort, gap, honest),
+        alone=config.memory * standing.alone + 1.0 / likeness.cluster,
+        alone_count=config.memory * standing.alone_count + 1.0,
+        penalty=penalty.recover(config, standing.penalty),
+        evaluated=window,
     )
 
 
@@ -135,17 +145,28 @@ def pay(config: IncentiveConfig, standing: Standing) -> float:
     if standing.evaluated < 0:
         return 0.0
     scale = config.finding_scale if effort.finding(config, standing.effort) else 1.0
-    return half_power(merit(config, standing), config.power) * share_alone(standing) * standing.penalty * scale
+    return (
+        half_power(merit(config, standing), config.power)
+        * share_alone(standing)
+        * standing.penalty
+        * standing.receipt
+        * scale
+    )
 
 
 def selection_bound(config: IncentiveConfig, standing: Standing) -> float:
     """What a peer is worth at least, for choosing who contributes."""
     bound = max(0.0, rating.lower_bound(config, standing.rating)) * effort.share(config, standing.effort)
-    return bound * share_alone(standing) * standing.penalty
+    return bound * share_alone(standing) * standing.penalty * standing.receipt
 
 
 def score(
-    config: IncentiveConfig, standing: Standing, gain: float | None, gap: effort.Gap | None, likeness: Likeness
+    config: IncentiveConfig,
+    standing: Standing,
+    gain: float | None,
+    gap: effort.Gap | None,
+    likeness: Likeness,
+    seen: PeerEvidence | None = None,
 ) -> Score:
     """The standing after a window, and the window's own figures where there are any."""
     parts = [
@@ -153,6 +174,7 @@ def score(
         ("effort", effort.share(config, standing.effort)),
         ("share", share_alone(standing)),
         ("penalty", standing.penalty),
+        ("receipt", standing.receipt),
         ("fresh", likeness.fresh),
     ]
     parts += [("gain", gain)] if gain is not None else []
@@ -166,7 +188,7 @@ def score(
         )
         if is_found
     ]
-    return Score(pay(config, standing), tuple(parts), tuple(findings))
+    return Score(pay(config, standing), tuple(parts), (*findings, *receipt.findings(config, seen)))
 
 
 def weights(config: IncentiveConfig, state: State) -> dict[Identity, float]:

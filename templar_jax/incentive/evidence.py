@@ -44,6 +44,7 @@ class PeerEvidence:
     inner_steps: int = 0  # as the signed header claims; nothing is paid for a claim
     norm: float = 0.0  # of the decoded contribution, before clipping
     stale_cosine: float | None = None  # largest with a re-encoded aggregate of the last windows
+    step0: float | None = None  # claimed loss of inner step 0 over the recomputed one, less 1; None: not recomputed
     steps_behind: float = 0.0  # median of outer steps; v213 only
     losses: Losses | None = None  # None: the validator had no time for it
 

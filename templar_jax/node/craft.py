@@ -92,6 +92,7 @@ async def take_steps(node: Node, window: int, params: Params, loader: Loader, fi
         seconds = world.clock.time() - started
         node.step_seconds = seconds if node.step_seconds == 0 else 0.7 * node.step_seconds + 0.3 * seconds
         losses.append(loss)
+        local.first_loss = loss if step == 0 else local.first_loss
         step += 1
         local.own_steps += 1
         tokens = run.inner.batch * run.data.sequence
@@ -129,7 +130,7 @@ async def claim_of(node: Node, window: int, steps: int) -> Claim:
     metagraph = await node.world.chain.metagraph(node.timetable(window).seed_block)
     neuron = metagraph.by_hotkey(node.world.hotkey)
     assert neuron is not None  # the node has a slot
-    return Claim(node.run.run_id, window, neuron.uid, steps)
+    return Claim(node.run.run_id, window, neuron.uid, steps, node.local.first_loss)
 
 
 async def seal_as(node: Node, claim: Claim, plaintext: bytes) -> SavedSeal:

@@ -104,6 +104,7 @@ def warm_peers(engine: Engine, theta: Params, packed: dict[str, Packed], sequenc
     others = np.zeros((sequences, run.data.sequence), np.int32)
     own = others[: run.pages_per_window * run.data.page]
     engine.peers.before(theta, others)
+    engine.peers.before(theta, np.zeros((run.inner.batch, run.data.sequence), np.int32))  # see receipt
     for _ in range(2):
         theta, _ = engine.peers.peer(theta, packed, factors, 1.0, own, others)
 

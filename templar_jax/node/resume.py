@@ -142,6 +142,7 @@ def _local(world: World, engine: Engine, fresh: Local, restored: Restored) -> Lo
         world.emit(Noted(f"error feedback dropped: window {newest} was sealed after the checkpoint"))
     if extra.get("cursor") is not None:
         local.partial = Partial(extra["cursor"], private["partial"])
+        local.first_loss = extra["first_loss"]
     return local
 
 
@@ -235,7 +236,7 @@ async def save(node: Node) -> None:
     extra: dict[str, Any] = {"own_steps": local.own_steps, "contributed": local.contributed, "cursor": None}
     if local.partial is not None:
         private["partial"] = local.partial.params
-        extra["cursor"] = local.partial.cursor
+        extra |= {"cursor": local.partial.cursor, "first_loss": local.first_loss}
     meta = Meta(node.run.run_id, state.window, state.outer_step, state.predecessor, state.root)
     started = world.clock.time()
     with world.phase("checkpoint", state.window):

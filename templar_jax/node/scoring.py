@@ -7,6 +7,7 @@ buffers are its own by then. What its time did not suffice for is recorded as no
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from templar_jax.compress.tiles import tilings
 from templar_jax.config import RunConfig
 from templar_jax.errors import RefusedError
 from templar_jax.incentive.evidence import Identity, Losses, PeerEvidence, WindowEvidence, nats
-from templar_jax.node import draws, forkchoice, likeness
+from templar_jax.node import draws, forkchoice, likeness, receipt
 from templar_jax.node.engine import Params
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import window_candidates, window_claims
@@ -70,6 +71,13 @@ class Peer:
     slot: int
     opened: Opened | None
     evidence: PeerEvidence  # without losses
+
+
+class Measured(NamedTuple):
+    """What evaluation finds of one peer."""
+
+    losses: Losses
+    step0: float | None  # see PeerEvidence
 
 
 @dataclass(frozen=True)
@@ -178,9 +186,9 @@ async def evaluate(
     )
     norms = {who: norm(run, opened[who]) for who in opened}
     beta = draws.draw_beta(scene.seed)
-    unassigned_before, losses = await _losses(node, seen, scene, [accepted[who] for who in order], beta, until)
+    unassigned_before, measured = await _losses(node, seen, scene, [accepted[who] for who in order], beta, until)
     peers = (
-        _with(peer.evidence, norms.get(peer.who), alike.stale.get(peer.who), losses.get(peer.who))
+        _with(peer.evidence, norms.get(peer.who), alike.stale.get(peer.who), measured.get(peer.who))
         for peer in scene.peers
     )
     return WindowEvidence(
@@ -200,8 +208,11 @@ def contributions(scene: Scene) -> dict[Identity, dict[str, Packed]]:
     return {who: peer.opened.packed for who, peer in scene.accepted.items() if peer.opened}
 
 
-def _with(seen: PeerEvidence, size: float | None, stale: float | None, losses: Losses | None) -> PeerEvidence:
-    return replace(seen, norm=size or 0.0, stale_cosine=stale, losses=losses) if seen.accepted else seen
+def _with(seen: PeerEvidence, size: float | None, stale: float | None, measured: Measured | None) -> PeerEvidence:
+    if not seen.accepted:
+        return seen
+    seen = replace(seen, norm=size or 0.0, stale_cosine=stale)
+    return replace(seen, losses=measured.losses, step0=measured.step0) if measured else seen
 
 
 def norm(run: RunConfig, contribution: Contribution) -> float:
@@ -216,10 +227,10 @@ def norm(run: RunConfig, contribution: Contribution) -> float:
 
 async def _losses(
     node: Node, seen: Seen, scene: Scene, order: list[Peer], beta: float, until: float
-) -> tuple[tuple[float, ...], dict[Identity, Losses]]:
-    """(losses of the unassigned sequences at theta_w, losses of each peer that there was time for)."""
+) -> tuple[tuple[float, ...], dict[Identity, Measured]]:
+    """(losses of the unassigned sequences at theta_w, what was measured of each peer that there was time for)."""
     world, run, count = node.world, node.run, node.config.score_sequences
-    params, found = seen.params, dict[Identity, Losses]()
+    params, found = seen.params, dict[Identity, Measured]()
     if not order or world.clock.time() >= until:
         return (), found
     factors = aggregate.clip_factors(run, {peer.uid: peer.opened.packed for peer in order if peer.opened})
@@ -237,12 +248,14 @@ async def _losses(
         if started + seconds > until:
             break
 
-        def one(peer: Peer = peer, params: Params = params) -> tuple[Params, Losses]:
+        def one(peer: Peer = peer, params: Params = params) -> tuple[Params, Measured]:
             assert peer.opened is not None  # only accepted peers stand in `order`
+            loss = receipt.first_loss(node, params, seen.state.window, scene.assignment, peer.slot)
             assigned = draws.draw_assigned(run, node.pages, scene.seed, scene.assignment, peer.slot, count)
             what = peer.opened.packed, factors[peer.uid], beta, assigned, unassigned
             after, got = node.engine.peers.peer(params, *what)
-            return after, Losses(*(nats(np.asarray(part)) for part in got))
+            off = receipt.difference(peer.opened.header.claim.first_loss, loss)
+            return after, Measured(Losses(*(nats(np.asarray(part)) for part in got)), off)
 
         params, found[peer.who] = await world.clock.spend("evaluate", world.costs.evaluate, one)
         seconds = max(seconds, world.clock.time() - started)

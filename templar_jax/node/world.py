@@ -1,6 +1,7 @@
 """What a node needs of the world, and what it knows: two plain records that every function of node/ takes."""
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ class Local:
     opt: Any
     feedback: Params
     own_steps: int = 0  # inner steps this miner has taken
+    first_loss: float = math.nan  # of inner step 0 of the newest window, at theta_w: nats per token
     contributed: int = -1  # newest window whose contribution left `feedback` as it is
     partial: "Partial | None" = None  # a window interrupted by a clean stop
 

@@ -1,7 +1,7 @@
 """Sealed objects: a contribution that nobody can read before its key is published, and nobody can change after.
 
-    header      139 bytes, clear: schema, run, window, uid, hotkey, inner steps, length and sha256 of the plaintext,
-                sha256 of the key
+    header      143 bytes, clear: schema, run, window, uid, hotkey, inner steps, loss of the first, length and sha256
+                of the plaintext, sha256 of the key
     signature   64 bytes, sr25519 by the hotkey over the header
     ciphertext  AES-256-GCM in chunks of CHUNK bytes, each with its 16-byte tag; header as associated data
 
@@ -27,10 +27,10 @@ from templar_jax.errors import RefusedError
 KEY_BYTES = 32
 CHUNK = 64 * 2**20  # plaintext bytes of one AEAD call (the library's limit is 2^31)
 TAG = 16
-SCHEMA = 1
+SCHEMA = 2
 
 _MAGIC = b"TMSL"
-_HEADER = struct.Struct("<4sB16sQH32sIQ32s32s")
+_HEADER = struct.Struct("<4sB16sQH32sIfQ32s32s")
 _SIGNED = b"templar-jax seal\0"  # domain of the signature and of the key derivation
 SIGNATURE_AT = _HEADER.size
 HEADER_BYTES = _HEADER.size + 64  # with the signature: where the ciphertext begins
@@ -44,6 +44,7 @@ class Claim:
     window: int
     uid: int
     inner_steps: int  # done, at most H
+    first_loss: float  # of inner step 0, before it: f32, nats per token; not finite where training diverged
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def read_header(sealed: bytes, min_bytes: int = 0, max_bytes: int = 2**63) -> He
     if len(sealed) < HEADER_BYTES:
         raise RefusedError("seal", f"{len(sealed)} bytes are no sealed object")
     body = bytes(sealed[:SIGNATURE_AT])
-    magic, schema, run, window, uid, hotkey, steps, length, plain_hash, key_hash = _HEADER.unpack(body)
+    magic, schema, run, window, uid, hotkey, steps, loss, length, plain_hash, key_hash = _HEADER.unpack(body)
     if magic != _MAGIC or schema != SCHEMA:
         raise RefusedError("seal", "unknown schema")
     if not min_bytes <= length <= max_bytes:
@@ -113,7 +114,8 @@ def read_header(sealed: bytes, min_bytes: int = 0, max_bytes: int = 2**63) -> He
     if len(sealed) != sealed_bytes(length):
         raise RefusedError("size", f"{len(sealed)} bytes, the header says {sealed_bytes(length)}")
     try:
-        header = Header(Claim(run.hex(), window, uid, steps), address.address(hotkey), length, plain_hash, key_hash)
+        claim = Claim(run.hex(), window, uid, steps, loss)
+        header = Header(claim, address.address(hotkey), length, plain_hash, key_hash)
     except ValueError as error:
         raise RefusedError("seal", "no hotkey") from error
     if not verify(header.hotkey, _SIGNED + body, bytes(sealed[SIGNATURE_AT:HEADER_BYTES])):
@@ -160,7 +162,7 @@ def _encode(header: Header) -> bytes:
     claim = header.claim
     return _HEADER.pack(
         _MAGIC, SCHEMA, bytes.fromhex(claim.run_id), claim.window, claim.uid, address.public_key(header.hotkey),
-        claim.inner_steps, header.plaintext_bytes, header.plaintext_sha256, header.key_sha256,
+        claim.inner_steps, claim.first_loss, header.plaintext_bytes, header.plaintext_sha256, header.key_sha256,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from templar_jax.compress.codec import encode
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.quantize import SCALES, STEPS
+from templar_jax.node import receipt
 from templar_jax.node.craft import Craft, Trained, pack
 from templar_jax.node.engine import Params
 from templar_jax.node.world import Node
@@ -18,8 +19,13 @@ Contribution = Mapping[str, Packed]
 
 
 async def untrained(node: Node, window: int, slot: int, seed: bytes) -> Trained:
-    """Claims all H steps and does none."""
-    del window, slot, seed
+    """Claims all H steps and does none, but for the forward pass that the header's receipt asks for."""
+    costs = node.world.costs
+
+    def work() -> float:
+        return receipt.first_loss(node, node.state.params, window, seed, slot)
+
+    node.local.first_loss = await node.world.clock.spend("train", costs.step / 3, work)
     return Trained(node.state.params, node.run.inner.steps, ())
 
 
