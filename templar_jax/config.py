@@ -6,6 +6,7 @@ and cross-field checks live in `config_load.py`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class RunConfig:
         sequences = self.inner.steps * self.inner.batch
         return -(-sequences // self.data.page)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """First 32 hex digits of the sha256 of the canonical JSON of this configuration."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))

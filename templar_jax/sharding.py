@@ -8,6 +8,7 @@ A parameter with `stack` > 0 has that many leading dims (layer, later expert); e
 is tiled, quantised, clipped and rooted together.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Unit:
         return self.param.name + "".join(f".{i}" for i in self.index)
 
 
+@functools.lru_cache(maxsize=16)  # read many times a window
 def table(run: RunConfig) -> tuple[Param, ...]:
     """All parameters of the run's model, in the order in which they are hashed, sent and printed."""
     m = run.model

@@ -12,6 +12,7 @@ that follow from it.
 Letters: T tiles of a unit, k values kept of each.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 
@@ -61,6 +62,7 @@ def _code_bytes(tiling: Tiling) -> int:
     return (tiling.kept + 3) // 4
 
 
+@functools.lru_cache(maxsize=16)
 def plaintext_bounds(run: RunConfig) -> tuple[int, int]:
     """Fewest and most bytes of an encoded contribution of this run."""
     low = high = HEADER.size

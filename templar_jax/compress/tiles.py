@@ -7,9 +7,11 @@ Letters: U units of a parameter (its stack dims together), T tiles of a unit (ro
 k values kept of each.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +69,10 @@ def tiling(run: RunConfig, param: Param) -> Tiling:
     return Tiling(param, sides, grid, min(run.compress.k, math.prod(sides)))
 
 
-def tilings(run: RunConfig) -> dict[str, Tiling]:
+@functools.lru_cache(maxsize=16)  # read many times a window
+def tilings(run: RunConfig) -> Mapping[str, Tiling]:
     """{name: Tiling} of every parameter in the order of the table."""
-    return {param.name: tiling(run, param) for param in table(run)}
+    return MappingProxyType({param.name: tiling(run, param) for param in table(run)})
 
 
 def groups(run: RunConfig, mesh: Mesh, most: int = 2**28) -> list[tuple[str, ...]]:
