@@ -38,7 +38,7 @@ class WindowConfig:
     deadline: int = 28  # D(w): the sealed object's hash stands on chain at or before this block
     commit_lead: int = 2  # a miner aims to commit this many blocks before D(w)
     keys: int = 30  # K(w): keys are published between D(w) and here
-    evaluate: int = 1  # F: evaluation seed = hash of block K(w) + F
+    evaluate: int = 2  # F: evaluation seed = hash of block K(w) + F, which no leader's wait for keys may reach
     manifest: int = 31  # M(w): the leader of rank 0 may commit its manifest from here
     leader_slot: int = 3  # g: width of each leader's time slot
     leaders: int = 3  # n: number of ranks that get a slot; then the window is empty

@@ -157,6 +157,12 @@ def timetable_problems(window: WindowConfig, finality: int) -> Iterator[str]:
             f"window.leaders {w.leaders} x window.leader_slot {w.leader_slot} with finality {finality} leave {left} of "
             f"{w.blocks} blocks for training, {needed} are needed: raise window.blocks, or lower leaders or leader_slot"
         )
+    waits = w.manifest - 1 + -(-w.leader_slot // 2)  # a leader takes keys for half a slot from block manifest - 1 on
+    if w.keys + w.evaluate < waits:  # a peer would see what it is evaluated on, and withhold its key if that is bad
+        yield (
+            f"window.evaluate {w.evaluate}: the evaluation block {w.keys + w.evaluate} may exist before a leader stops "
+            f"waiting for keys (block {waits}): set evaluate to {waits - w.keys} or more"
+        )
 
 
 def _ranges(run: RunConfig) -> Iterator[str]:

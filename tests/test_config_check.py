@@ -31,6 +31,7 @@ from templar_jax.errors import ConfigError
         ({"window.manifest": 30}, ["window.manifest 30", "31"]),
         ({"window.manifest": 36}, ["window.manifest 36", "window.blocks 36"]),
         ({"window.leaders": 12}, ["window.leaders 12", "for training"]),
+        ({"window.evaluate": 1}, ["window.evaluate 1", "block 31", "block 32", "to 2 or more"]),
         ({"node.network.finality": 6}, ["window.seed_lookback 3", "finality"]),
         ({"node.network.finality": 6, "window.seed_lookback": 6}, ["window.manifest 31", "34"]),
         ({"node.compute.micro_batch": 5}, ["inner.batch 16", "micro_batch 5"]),
@@ -55,7 +56,7 @@ def test_values_that_do_not_fit(overrides, parts):
     [
         {"outer.nesterov": True, "outer.momentum": 0.875},
         {"compress.tile": 8, "compress.k": 64},
-        {"window.manifest": 32},
+        {"window.manifest": 32, "window.evaluate": 3},
         {"node.compute.micro_batch": 8, "node.mesh.fsdp": 8},
         {"node.network.chain": "finney", "window.seed_lookback": 3},
     ],

@@ -86,13 +86,19 @@ def seal(claim: Claim, plaintext: bytes, keypair: Keypair, key: bytes) -> bytes:
     header = Header(
         claim, keypair.ss58_address, len(plaintext), hashlib.sha256(plaintext).digest(), hashlib.sha256(key).digest()
     )
-    body = _encode(header)
-    aead, view = _aead(key, header), memoryview(plaintext)
+    signed = signed_header(header, keypair)
+    body, aead, view = signed[:SIGNATURE_AT], _aead(key, header), memoryview(plaintext)
     chunks = [
         aead.encrypt(_nonce(number), view[start : start + CHUNK], body)
         for number, start in enumerate(range(0, max(1, len(plaintext)), CHUNK))
     ]
-    return b"".join([body, bytes(keypair.sign(_SIGNED + body)), *chunks])
+    return b"".join([signed, *chunks])
+
+
+def signed_header(header: Header, keypair: Keypair) -> bytes:
+    """The first HEADER_BYTES of a sealed object. `keypair` is the header's hotkey."""
+    body = _encode(header)
+    return body + bytes(keypair.sign(_SIGNED + body))
 
 
 def read_header(sealed: bytes, min_bytes: int = 0, max_bytes: int = 2**63) -> Header:

@@ -33,11 +33,13 @@ class Operation:
 class Fault:
     """drop: fails at once, without effect. delay: `seconds` more. stall: never answers. torn: half the bytes.
 
-    A torn put stores the half and fails (a broken store); a torn get returns the half (a lying one).
+    A torn put stores the half and fails (a broken store); a torn get returns the half (a lying one). swap: a get
+    returns `data`.
     """
 
-    kind: Literal["drop", "delay", "stall", "torn"]
+    kind: Literal["drop", "delay", "stall", "torn", "swap"]
     seconds: float = 0.0
+    data: bytes = b""
 
 
 def no_fault(operation: Operation) -> Fault | None:
@@ -82,8 +84,8 @@ class SimReader:
     def _objects(self) -> dict[str, tuple[bytes, float]]:
         return self.store.buckets[self.name]
 
-    async def _pass_time(self, kind: Kind, key: str, size: int, timeout: float) -> bool:
-        """Lets the operation's time pass. True if its bytes shall be torn; StoreError if it fails."""
+    async def _pass_time(self, kind: Kind, key: str, size: int, timeout: float) -> Fault | None:
+        """Lets the operation's time pass, and returns what happens to its bytes; StoreError if it fails."""
         store = self.store
         operation = Operation(self.actor, self.name, kind, key, size, store.clock.time())
         fault = store.fault(operation)
@@ -98,18 +100,20 @@ class SimReader:
         await store.clock.sleep(seconds)
         if fault is not None and fault.kind == "drop":
             raise StoreError(f"{self.locator} refused {kind} {key}")
-        return fault is not None and fault.kind == "torn"
+        return fault if fault is not None and fault.kind in ("torn", "swap") else None
 
     async def get(self, key: str, max_bytes: int, timeout: float) -> bytes:
         check_key(key)
         data, _ = self._objects.get(key, (b"", 0.0))
-        torn = await self._pass_time("get", key, min(len(data), max_bytes), timeout)
+        fault = await self._pass_time("get", key, min(len(data), max_bytes), timeout)
         if key not in self._objects:
             raise NotFound(f"no object {key} in {self.locator}")
         data, _ = self._objects[key]  # as it is when the answer comes
+        if fault is not None and fault.kind == "swap":
+            data = fault.data
         if len(data) > max_bytes:
             raise StoreError(f"{key} in {self.locator} has {len(data)} bytes, more than the {max_bytes} allowed")
-        return data[: len(data) // 2] if torn else data
+        return data[: len(data) // 2] if fault is not None and fault.kind == "torn" else data
 
     async def list(self, prefix: str, limit: int = 10_000) -> list[ObjectInfo]:
         check_prefix(prefix)
@@ -125,7 +129,8 @@ class SimBucket(SimReader):
     async def put(self, key: str, data: bytes) -> None:
         check_key(key)
         data = bytes(data)
-        torn = await self._pass_time("put", key, len(data), STALL_SECONDS)
+        fault = await self._pass_time("put", key, len(data), STALL_SECONDS)
+        torn = fault is not None and fault.kind == "torn"
         self._objects[key] = (data[: len(data) // 2] if torn else data, self.store.clock.time())
         if torn:
             raise StoreError(f"{self.locator} broke off while {key} was written")

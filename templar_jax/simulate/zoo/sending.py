@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import jax
 import numpy as np
@@ -27,6 +28,12 @@ async def untrained(node: Node, window: int, slot: int, seed: bytes) -> Trained:
 
     node.local.first_loss = await node.world.clock.spend("train", costs.step / 3, work)
     return Trained(node.state.params, node.run.inner.steps, ())
+
+
+async def forward_pass(node: Node, window: int, slot: int, seed: bytes) -> None:
+    """Step 0's loss on the assigned batch, for the header: what a validator checks without any inner step."""
+    work = partial(receipt.first_loss, node, node.state.params, window, seed, slot)
+    node.local.first_loss = await node.world.clock.spend("evaluate", node.world.costs.evaluate, work)
 
 
 def sending(make: Callable[[Node, Trained], Awaitable[Contribution]]) -> Craft:

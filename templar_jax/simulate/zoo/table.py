@@ -5,10 +5,10 @@ A new one is a function that makes its roles, in a file of its class, and a row 
 
 from collections.abc import Mapping
 
-from templar_jax.simulate.zoo import invented
+from templar_jax.simulate.zoo import copied, invented, malformed, repeated, withheld
 from templar_jax.simulate.zoo.entry import Adversary
 
-ROLES: Mapping[str, Adversary] = {**invented.ROWS}
+ROLES: Mapping[str, Adversary] = {**invented.ROWS, **malformed.ROWS, **repeated.ROWS, **copied.ROWS, **withheld.ROWS}
 
 
 def lines() -> list[str]:
