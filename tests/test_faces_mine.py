@@ -91,8 +91,8 @@ def _read_rest(miner: Miner, roots: Roots) -> None:
 def test_stopped_in_the_middle_of_training_it_goes_on_with_the_next_step(tmp_path, pages):
     """A long window (40 s), so that there is time to start again."""
     home = make_home(tmp_path / "home")
-    run = "window.blocks 80 window.deadline 70 window.keys 73 window.manifest 75 window.evaluate 3 inner.steps 1000 data.slots 1".split()
-    run += ["inner.batch", "2"]
+    run = "window.blocks 80 window.deadline 70 window.keys 73 window.manifest 75 window.evaluate 3".split()
+    run += "inner.steps 1000 data.slots 1 inner.batch 2".split()
     flags = [f"--{word}" if "." in word else word for word in run]
     miner = Unnamed(home, "miner-0", [*nano(pages, BLOCK), *flags])
     try:

@@ -87,7 +87,11 @@ async def _until(
             raise ChainError(f"block {block} did not {verb} by its deadline: the chain stands at {newest}")
         # Final blocks lag the head by a constant: aim for the moment at which the head is that much further.
         expected = await chain.eta(block + max(0, await chain.head() - newest))
-        seconds = expected - now if expected > now else chain.block_seconds / 4  # overdue: ask again soon
+        seconds, soon = expected - now, chain.block_seconds / 4
+        if seconds > chain.block_seconds:
+            seconds -= chain.block_seconds  # from then on it is asked often: this machine's clock may be behind
+        else:
+            seconds = min(seconds, soon) if seconds > 0.0 else soon
         seconds = min(seconds, stale_seconds / 2, *([] if deadline is None else [deadline - now]))
         if await pause(clock, seconds, stop):
             return False

@@ -25,6 +25,7 @@ T = TypeVar("T")
 WRONG = 2  # times that a source may serve wrong bytes (a torn answer) before its peer is given up
 MIN_TRY = 1.0  # seconds
 TRY = 0.6  # of the time that is left: for one try, so that one that hangs is not the last
+AGAIN = 1 / 8  # of the time that is left: between two tries, and at least 1 / 16 and at most 1 / 2 of a block
 
 
 def cache_key(claim: Claim, window: int) -> tuple[int, int, bytes]:
@@ -99,9 +100,10 @@ async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window:
 
 
 async def persist(world: World, until: float, ask: Callable[[float], Awaitable[T]]) -> T:
-    """Asks again every half block until clock time `until`; `ask` takes its own time limit in seconds.
+    """Asks again and again until clock time `until`; `ask` takes its own time limit in seconds.
 
-    Each try has the part TRY of the time that is left. Wrong bytes end it sooner.
+    Each try has the part TRY of the time that is left, and the next one comes sooner the less there is: a key that is
+    published just after it was asked for is found in time. Wrong bytes end it sooner.
 
     Raises: the last RefusedError (reason "fetch" where nobody answered).
     """
@@ -113,7 +115,8 @@ async def persist(world: World, until: float, ask: Callable[[float], Awaitable[T
         except (RefusedError, StoreError) as error:
             refused = error if isinstance(error, RefusedError) else RefusedError("fetch", str(error))
             wrong += refused.reason != "fetch"
-        pause = world.chain.block_seconds / 2
+        block, left = world.chain.block_seconds, until - world.clock.time()
+        pause = max(block / 16, min(block / 2, left * AGAIN))
         if wrong > WRONG or world.clock.time() + pause >= until:
             raise refused
         await world.clock.sleep(pause)

@@ -18,12 +18,17 @@ from templar_jax.node.patience import bounded, first_of
 from templar_jax.node.world import Node, World
 from templar_jax.store import contribution
 from templar_jax.store.manifest import Manifest, decode_manifest, manifest_hash, max_manifest_bytes, verify_manifest
+from templar_jax.store.refusals import PROVEN
 
+PROVABLE = frozenset(  # kinds of alarms that anybody can check from the chain and the bytes that its hashes pin
+    ("false-refusal", "omitted", "two-manifests")
+    + tuple(f"manifest-{reason}" for reason in ("late", "plaintext", "root", "run", "size", "steps", *sorted(PROVEN)))
+)
 RELAYS = 16  # other buckets that are asked for a manifest which its leader does not serve
 
 
 class Foreign(RefusedError):
-    """A well-formed manifest that continues another history than this node's."""
+    """A well-formed manifest that does not follow this node's state: its leader is wrong, or this node is."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,13 @@ def check(node: Node, manifest: Manifest, candidate: Candidate, claims: tuple[Cl
         claim = notarised.get(entry.uid)
         if claim is None or claim.hotkey != entry.hotkey or claim.sealed_sha256 != entry.sealed_sha256:
             raise RefusedError("late", f"uid {entry.uid} has no such commitment on chain by the deadline")
-    found = (manifest.predecessor, manifest.outer_step, manifest.root)
-    if found != (state.predecessor, state.outer_step, state.root):
+    if manifest.predecessor != state.predecessor:
+        raise Foreign("history", f"it follows another manifest, {manifest.predecessor.hex()[:16]}")
+    if (manifest.outer_step, manifest.root) != (state.outer_step, state.root):
         raise Foreign(
-            "history",
-            f"it follows outer step {manifest.outer_step} with root {manifest.root.hex()[:16]}, "
-            f"this node stands at {state.outer_step} with root {state.root.hex()[:16]}",
+            "root",
+            f"it says outer step {manifest.outer_step} with root {manifest.root.hex()[:16]}, "
+            f"from the same manifests follow {state.outer_step} and {state.root.hex()[:16]}",
         )
 
 
@@ -128,19 +134,28 @@ async def _open_all(
 
 
 def doubts(node: Node, verdict: Verdict, claims: tuple[Claim, ...]) -> list[tuple[str, str]]:
-    """What the manifest leaves out although this node has it: (kind, text) for alarms.
+    """Where a valid manifest does not fit what this node saw: (kind, text) for alarms.
 
-    "omitted" can be proven from the chain. "suspect" cannot: a leader may honestly have seen less than this node.
+    "omitted" and "false-refusal" can be proven, from the chain and the bytes whose hash it holds. "suspect" cannot: a
+    leader may honestly have seen less, or more, than this node.
     """
     manifest, found = verdict.manifest, []
-    window, refused = manifest.window, dict(manifest.refused)
-    listed = {entry.uid for entry in manifest.accepted} | refused.keys()
+    accepted, refused = {entry.uid for entry in manifest.accepted}, dict(manifest.refused)
+    last = max(((c.block, c.uid) for c in claims if c.uid in accepted), default=(0, 0))
     for claim in claims:
-        name = (window, claim.uid, claim.sealed_sha256)
-        if claim.uid not in listed:
-            found.append(("omitted", f"uid {claim.uid} committed in block {claim.block} and is not in the manifest"))
-        elif refused.get(claim.uid) in ("fetch", "mirror") and name in node.sealed:
-            found.append(("suspect", f"uid {claim.uid} was refused ({refused[claim.uid]}), yet its object was served"))
-        elif claim.uid in refused and refused[claim.uid] != "full" and name in node.opened:
-            found.append(("suspect", f"uid {claim.uid} was refused ({refused[claim.uid]}), yet its object opens"))
+        uid, why = claim.uid, refused.get(claim.uid)
+        name = (manifest.window, uid, claim.sealed_sha256)
+        if uid in accepted:
+            if isinstance(outcome := node.outcomes.get(uid), RefusedError) and outcome.reason != "mirror":
+                found.append(("suspect", f"uid {uid} is listed, yet this node could not open it: {outcome.reason}"))
+        elif why is None:
+            found.append(("omitted", f"uid {uid} committed in block {claim.block} and is not in the manifest"))
+        elif why == "full" and (len(accepted) < node.run.max_contributors or (claim.block, uid) < last):
+            found.append(("false-refusal", f"uid {uid} was refused (full), yet there was room for it"))
+        elif why in PROVEN and name in node.opened:
+            found.append(("false-refusal", f"uid {uid} was refused ({why}), yet the very bytes open"))
+        elif why in ("fetch", "mirror") and name in node.sealed:
+            found.append(("suspect", f"uid {uid} was refused ({why}), yet its object was served"))
+        elif why != "full" and name in node.opened:
+            found.append(("suspect", f"uid {uid} was refused ({why}), yet its object opens"))
     return found

@@ -68,9 +68,16 @@ async def _lead(node: Node, window: int, claims: tuple[Claim, ...], rank: int) -
             return
     if manifest is None:
         manifest = build(node, window, claims, outcomes)
+        if claims and not manifest.accepted and await _others_follow(node, window, claims, rank):
+            world.emit(Warned(f"window {window}: nothing could be opened here: left to the next leader"))
+            return
     elif (manifest.predecessor, manifest.root) != (node.state.predecessor, node.state.root):
         raise RefusedError("history", "before a restart it prepared a manifest that follows another state")
     await _publish(node, manifest, end)  # committed now, it stands in `first` or later
+
+
+async def _others_follow(node: Node, window: int, claims: tuple[Claim, ...], rank: int) -> bool:
+    return rank + 1 < len(await ranked_leaders(node.world, node.run, window, claims))
 
 
 async def collect(node: Node, window: int, claims: Iterable[Claim], cutoff: float) -> dict[int, Opened | RefusedError]:

@@ -24,18 +24,11 @@ from templar_jax.node.engine import Params
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import window_candidates, window_claims
 from templar_jax.node.world import GlobalState, Node, Opened
+from templar_jax.store.refusals import PROVEN
 from templar_jax.telemetry.events import Warned
 
 LOOK_BACK = 2  # windows whose contributions and aggregates new ones are compared with
 LEAST = 2  # sequences a side: fewer have no variance
-
-# Reasons that the very bytes show whose hash the chain holds: everybody who gets hold of them finds the same.
-PROVEN = frozenset(
-    ("auth", "hotkey", "indices", "padding", "plaintext", "quantizer", "run", "scales", "seal", "signature")
-    + ("steps", "uid", "version", "window")
-)
-# What somebody was not served, or not in time: a broken rule only where the window's leader found so too.
-UNSERVED = frozenset(("fetch", "hash", "index", "key", "no-key", "size"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,6 @@ class Seen:
     params: Params  # theta_w
     claims: tuple[Claim, ...]
     outcomes: Mapping[int, Opened | RefusedError]  # by uid
-    refused: Mapping[int, str]  # by another node's canonical manifest; empty where this node led
 
 
 @dataclass
@@ -107,10 +99,10 @@ async def survey(node: Node, seen: Seen) -> Scene:
     for slot, neuron in enumerate(slots):
         who, claim = Identity(neuron.hotkey, neuron.registered), claims.get(neuron.uid)
         outcome = seen.outcomes.get(neuron.uid)
-        broken = broken_rules(outcome, seen.refused.get(neuron.uid))
+        broken = broken_rules(outcome)
         broken += ("late",) * (neuron.hotkey in late) + ("equivocation",) * (neuron.uid in twofold)
         opened = outcome if isinstance(outcome, Opened) and not broken else None
-        if who not in registered or (opened is None and not broken):
+        if who not in registered or (claim is None and not broken):
             continue
         evidence = PeerEvidence(
             peer=who,
@@ -126,33 +118,31 @@ async def survey(node: Node, seen: Seen) -> Scene:
     return Scene(seed, await chain.block_hash(timetable.seed_block), len(slots), registered, tuple(peers), uids)
 
 
-def broken_rules(outcome: Opened | RefusedError | None, by_leader: str | None) -> tuple[str, ...]:
-    """Rules that a peer broke, as far as that is its own doing: proven by its bytes, or unserved to two nodes.
+def broken_rules(outcome: Opened | RefusedError | None) -> tuple[str, ...]:
+    """Rules that a peer broke, as its signed bytes prove. What is not served, or served wrong, is nobody's crime.
 
     Args:
       outcome: what this node found; None: it did not look.
-      by_leader: why another node's manifest refused it, if it did.
     """
-    if not isinstance(outcome, RefusedError):
-        return ()
-    if outcome.reason in PROVEN:
-        return (outcome.reason,)
-    return (outcome.reason,) if outcome.reason in UNSERVED and by_leader in UNSERVED else ()
+    return (outcome.reason,) if isinstance(outcome, RefusedError) and outcome.reason in PROVEN else ()
 
 
 async def _late(node: Node, seen: Seen) -> set[str]:
-    """Hotkeys whose only commitments of this window stand in blocks after its deadline."""
+    """Hotkeys whose only commitments of this window stand in blocks after K(w).
+
+    Between D(w) and K(w) no key is out, so there was nothing to gain: a transaction that took long is worth nothing,
+    and breaks no rule.
+    """
     chain, timetable = node.world.chain, node.timetable(seen.state.window)
     last = min(timetable.manifest_end, await chain.finalized())
     after = await chain.commitments(timetable.deadline + 1, last)
-    parsed = ((commitment.hotkey, parse_commitment(commitment.fields)) for commitment in after)
-    messages = [(hotkey, found.message) for hotkey, found in parsed if found is not None]
-    on_time = {claim.hotkey for claim in seen.claims}
-    return {
-        hotkey
-        for hotkey, message in messages
-        if isinstance(message, SealMessage) and message.window == timetable.window and hotkey not in on_time
-    }
+    parsed = ((row, parse_commitment(row.fields)) for row in after)
+    messages = [(row, found.message) for row, found in parsed if found is not None]
+    first: dict[str, int] = {claim.hotkey: claim.block for claim in seen.claims}
+    for row, message in messages:
+        if isinstance(message, SealMessage) and message.window == timetable.window:
+            first.setdefault(row.hotkey, row.block)
+    return {hotkey for hotkey, block in first.items() if block > timetable.keys}
 
 
 async def _equivocators(node: Node, window: int) -> set[int]:

@@ -27,14 +27,13 @@ from templar_jax.node.engine import copy
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import advance, watch_leaders, window_claims
 from templar_jax.node.history import canonical as canonical_manifest
-from templar_jax.node.judge import Verdict
 from templar_jax.node.lead import collect, lead, my_rank
 from templar_jax.node.lifecycle import Duty
 from templar_jax.node.miner import emit_heldout
 from templar_jax.node.patience import Stopped, bounded, insist
 from templar_jax.node.records import Records, read_all
 from templar_jax.node.scoring import Earlier, Scene, Seen
-from templar_jax.node.world import Node, World
+from templar_jax.node.world import Node
 from templar_jax.store.contribution import evidence_key
 from templar_jax.telemetry.events import Noted, Scored, Warned, WeightsSet
 
@@ -116,7 +115,7 @@ async def run_window(memory: Memory, node: Node) -> bool:
         await memory.task  # its time was over at D(w)
     shared = node.state.params is before.params  # an empty window: evaluation needs buffers of its own
     params = copy(before.params) if shared else before.params
-    seen = Seen(before, params, claims, outcomes, _refused(world, verdict))
+    seen = Seen(before, params, claims, outcomes)
     memory.task = asyncio.ensure_future(_score(memory, node, seen, None if shared else node.state.params))
     return True
 
@@ -131,13 +130,6 @@ async def _close(node: Node, window: int, claims: tuple[Claim, ...]) -> None:
     cutoff = await world.chain.eta(timetable.manifest - 1) + node.run.window.leader_slot * world.chain.block_seconds / 2
     with contextlib.suppress(StoreError):
         await bounded(world, collect(node, window, claims, cutoff), cutoff - world.clock.time(), "collecting")
-
-
-def _refused(world: World, verdict: Verdict | None) -> dict[int, str]:
-    """Reasons of the canonical manifest, where another node made it."""
-    if verdict is None or verdict.candidate.hotkey == world.hotkey:
-        return {}
-    return dict(verdict.manifest.refused)
 
 
 async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:

@@ -7,9 +7,10 @@ hardware and, for an adversary, its ports; what they share is the engine (its fu
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from templar_jax.chain.keys import Keypair
 from templar_jax.chain.local import LocalChain
@@ -22,6 +23,9 @@ from templar_jax.node.records import MemoryRecords
 from templar_jax.node.seals import MemorySeals
 from templar_jax.node.validator import validator
 from templar_jax.node.world import Costs, Node, World
+from templar_jax.simulate import faults as kinds
+from templar_jax.simulate.faults import Faults
+from templar_jax.simulate.faulty import around, live
 from templar_jax.simulate.loop import VirtualClock, run_virtual
 from templar_jax.simulate.role import HONEST, Role
 from templar_jax.simulate.zoo.table import ROLES as ZOO
@@ -34,6 +38,7 @@ FINALITY = 2
 WINDOWS_PER_TEMPO = 4
 HONEST_COSTS = Costs()
 STAKE = 1000.0  # of the first validator; each further one has 1 less, so that ranks are clear
+LONGEST = 4  # times as many windows as were asked for: a simulation that goes on for longer never ends
 NODE = replace(NodeConfig(), checkpoint_every=10, eval_sequences=0)
 
 
@@ -84,15 +89,24 @@ class Network:
     costs: Costs = HONEST_COSTS
     config: NodeConfig = NODE
     rules: Literal["default", "v213"] = "default"  # of the validators
+    faults: Faults | None = None
     log: list[Entry] = field(default_factory=list)
     disks: dict[str, Disk] = field(default_factory=dict)
     stops: dict[str, asyncio.Event] = field(default_factory=dict)  # set one to stop its node cleanly
+    until: int | None = None  # nodes stop when they have applied this window
     starts: dict[str, int] = field(default_factory=dict)
     watch: Callable[[Entry], None] = lambda entry: None  # hears everything as it happens
+
+    def __post_init__(self) -> None:
+        if (faults := self.faults) is not None:
+            healthy = self.store.latency, self.store.bytes_per_second
+            self.store.fault = lambda operation: kinds.of_store(faults, operation, *healthy)
 
     def heard(self, entry: Entry) -> None:
         self.log.append(entry)
         self.watch(entry)
+        if isinstance(entry.event, ManifestApplied) and self.until is not None and entry.event.window >= self.until:
+            self.stops[entry.node].set()
 
     def world(self, name: str, role: Role = HONEST) -> World:
         """The ports of one process; a second process of the same name finds the first one's disk and bucket."""
@@ -115,7 +129,19 @@ class Network:
             entropy=entropy(self.seed, f"{name}/{start}"),
         )
         self.store.owners[name] = role.serve
-        return role.alter(world)
+        return role.alter(world if self.faults is None else around(world, self.chain, name, self.faults))
+
+    async def life(self, name: str, windows: int, role: Role = HONEST, stake: float | None = None) -> Node | None:
+        """`windows` windows of a miner (with `stake`: a validator). With faults: until the chain's window of that
+        number is applied, in as many processes as the faults make of it.
+        """
+
+        def start(windows: int | None) -> Coroutine[Any, Any, Node | None]:
+            return self.node(name, windows, role) if stake is None else self.validator(name, windows, role, stake)
+
+        if self.faults is None:
+            return await start(windows)
+        return await live(self.faults, VirtualClock(name), name, lambda: start(None))
 
     async def node(self, name: str, windows: int | None = None, role: Role = HONEST) -> Node | None:
         """Runs one miner as `lifecycle.run_node` does, or as its role wants to live."""
@@ -170,6 +196,7 @@ def simulate(
     attacks: Mapping[str, int] | None = None,
     costs: Costs = HONEST_COSTS,
     validators: int = 0,
+    faults: Mapping[str, float] | None = None,
     **settings,
 ) -> Outcome:
     """Runs `peers` miners through `windows` windows each; the last of them in the roles that `attacks` counts.
@@ -181,17 +208,23 @@ def simulate(
     Args:
       attacks: NAME -> COUNT, names of zoo/table or "honest".
       validators: run beside them. Without one the miners lead, and nobody is paid.
+      faults: shares by name, see `faults`; in windows 2 to `windows` - 3.
       settings: further fields of `Network`.
     """
     log: list[Entry] = []
     miners = cast(attacks or {}, "miner", [f"peer-{number:02d}" for number in range(peers)])
     scorers = cast(attacks or {}, "validator", [f"validator-{number}" for number in range(validators)])
 
+    weather = None
+    if faults:
+        weather = kinds.make(faults, [*miners, *scorers], seed, run.window, BLOCK_SECONDS, windows)
+
     async def world() -> tuple[Node | None, ...]:
-        network = open_network(run, engine, pages, seed, costs=costs, log=log, **settings)
-        jobs = [network.node(name, windows, role) for name, (_, role) in miners.items()]
+        network = open_network(run, engine, pages, seed, costs=costs, log=log, faults=weather, **settings)
+        network.until = windows if faults else None
+        jobs = [network.life(name, windows, role) for name, (_, role) in miners.items()]
         for rank, (name, (_, role)) in enumerate(scorers.items()):
-            jobs.append(network.validator(name, windows, role, stake=STAKE - rank))
+            jobs.append(network.life(name, windows, role, stake=STAKE - rank))
         tasks = [asyncio.ensure_future(job) for job in jobs]
         played = [role for role, _ in (*miners.values(), *scorers.values())]
         adversaries = [task for task, role in zip(tasks, played, strict=True) if role != "honest"]
@@ -201,15 +234,19 @@ def simulate(
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         return tuple(None if isinstance(end, BaseException) else end for end in ends)
 
-    nodes = run_virtual(world)
+    nodes = run_virtual(world, horizon=(LONGEST * windows + 20) * run.window.blocks * BLOCK_SECONDS)
     return Outcome(tuple(log), nodes, {name: role for name, (role, _) in (miners | scorers).items()})
 
 
 def cast(attacks: Mapping[str, int], acts: str, names: list[str]) -> dict[str, tuple[str, Role]]:
-    """(name of the role, role) of each of `names`: the last of them are the adversaries that act as `acts`."""
+    """(name of the role, role) of each of `names`, some of them adversaries that act as `acts`.
+
+    Of the miners the last ones, of the validators the first: those of most stake, whose turn to lead comes first.
+    """
     chosen = {name: count for name, count in attacks.items() if name != "honest" and ZOO[name].acts == acts}
     played = [(name, role) for name, count in chosen.items() for role in ZOO[name].roles(count)]
-    return dict(zip(names, [("honest", HONEST)] * (len(names) - len(played)) + played, strict=True))
+    honest = [("honest", HONEST)] * (len(names) - len(played))
+    return dict(zip(names, played + honest if acts == "validator" else honest + played, strict=True))
 
 
 def roots(log: tuple[Entry, ...] | list[Entry]) -> dict[int, set[str]]:
@@ -221,6 +258,20 @@ def roots(log: tuple[Entry, ...] | list[Entry]) -> dict[int, set[str]]:
     return found
 
 
+def healed(log: tuple[Entry, ...] | list[Entry]) -> bool:
+    """Whether all nodes end with one history: the same last word on the newest window that all have reached."""
+    last: dict[str, dict[int, str]] = {}
+    for entry in log:
+        if isinstance(entry.event, ManifestApplied):
+            last.setdefault(entry.node, {})[entry.event.window] = entry.event.root
+    reached = min((max(windows) for windows in last.values()), default=-1)
+    return len({windows.get(reached) for windows in last.values()}) == 1
+
+
 def digest(log: tuple[Entry, ...]) -> str:
-    """Names an event log: sha256 over every event, its node and its moment, in order."""
-    return hashlib.sha256(repr(log).encode()).hexdigest()
+    """Names an event log: sha256 over every event, its node and its moment, in order.
+
+    Names of parts, which errors quote, are left out: they hash a whole object with its signature, and sr25519 signs
+    differently each time.
+    """
+    return hashlib.sha256(re.sub(r"\.parts/[0-9a-f]{16}", ".parts/", repr(log)).encode()).hexdigest()

@@ -26,6 +26,7 @@ REASONS = {
     "padding": "bits beyond the payload's last value are set",
     "plaintext": "a manifest that lists another plaintext than the object holds",
     "quantizer": "the payload names another quantizer than the run's",
+    "root": "a manifest whose state does not follow from the manifests before it",
     "run": "made for another run",
     "scales": "a scale of the payload is not finite, or out of range",
     "seal": "the sealed object's header is malformed",
@@ -37,6 +38,12 @@ REASONS = {
     "version": "the payload is of an unknown version",
     "window": "made for another window",
 }
+
+# Reasons that the very bytes show whose hash the chain holds: everybody who gets hold of them finds the same.
+PROVEN = frozenset(
+    ("auth", "hotkey", "indices", "padding", "plaintext", "quantizer", "run", "scales", "seal", "signature")
+    + ("steps", "uid", "version", "window")
+)
 
 _FORM = re.compile(r"[a-z][a-z0-9-]{0,23}")
 
