@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from templar_jax.chain.keys import Keypair
-from templar_jax.chain.local import LocalChain
+from templar_jax.chain.local import Limits, LocalChain
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
 from templar_jax.incentive.rules import rules
@@ -162,11 +162,13 @@ class Network:
         return await run_node(world, self.run, self.config, engine, pages, windows, duty)
 
 
-def open_network(run: RunConfig, engine: Engine, pages: Pages, seed: int, **settings) -> Network:
-    """A network without nodes. `settings`: further fields of `Network`."""
+def open_network(
+    run: RunConfig, engine: Engine, pages: Pages, seed: int, limits: Limits | None = None, **settings
+) -> Network:
+    """A network without nodes. `limits`: of its chain; `settings`: further fields of `Network`."""
     clock = VirtualClock("chain")
     tempo = WINDOWS_PER_TEMPO * run.window.blocks
-    chain = LocalChain.create(":memory:", "simulated", BLOCK_SECONDS, FINALITY, tempo, clock, seed=seed)
+    chain = LocalChain.create(":memory:", "simulated", BLOCK_SECONDS, FINALITY, tempo, clock, limits=limits, seed=seed)
     return Network(run, engine, pages, chain, SimStore(clock), seed, **settings)
 
 
@@ -218,9 +220,11 @@ def simulate(
     weather = None
     if faults:
         weather = kinds.make(faults, [*miners, *scorers], seed, run.window, BLOCK_SECONDS, windows)
+    full = any(ZOO[name].full for name in attacks or {} if name != "honest")
+    limits = Limits(max_uids=peers + validators) if full else None
 
     async def world() -> tuple[Node | None, ...]:
-        network = open_network(run, engine, pages, seed, costs=costs, log=log, faults=weather, **settings)
+        network = open_network(run, engine, pages, seed, limits, costs=costs, log=log, faults=weather, **settings)
         network.until = windows if faults else None
         jobs = [network.life(name, windows, role) for name, (_, role) in miners.items()]
         for rank, (name, (_, role)) in enumerate(scorers.items()):

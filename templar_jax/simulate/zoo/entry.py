@@ -15,12 +15,14 @@ class Adversary:
     does: what it does, in one line.
     roles: COUNT -> the roles of COUNT nodes. They are of one owner and may share what it knows.
     acts: as a miner or as a validator.
+    full: it needs a subnet without a free place.
     """
 
     letter: Literal["a", "b", "c"]
     does: str
     roles: Callable[[int], Sequence[Role]]
     acts: Literal["miner", "validator"] = "miner"
+    full: bool = False
 
 
 def alone(make: Callable[[], Role]) -> Callable[[int], Sequence[Role]]:

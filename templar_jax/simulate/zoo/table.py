@@ -5,10 +5,30 @@ A new one is a function that makes its roles, in a file of its class, and a row 
 
 from collections.abc import Mapping
 
-from templar_jax.simulate.zoo import copied, invented, malformed, repeated, withheld
+from templar_jax.simulate.zoo import (
+    copied,
+    invented,
+    malformed,
+    partial,
+    partial_group,
+    partial_names,
+    partial_seen,
+    repeated,
+    withheld,
+)
 from templar_jax.simulate.zoo.entry import Adversary
 
-ROLES: Mapping[str, Adversary] = {**invented.ROWS, **malformed.ROWS, **repeated.ROWS, **copied.ROWS, **withheld.ROWS}
+ROLES: Mapping[str, Adversary] = {
+    **invented.ROWS,
+    **malformed.ROWS,
+    **repeated.ROWS,
+    **copied.ROWS,
+    **withheld.ROWS,
+    **partial.ROWS,
+    **partial_group.ROWS,
+    **partial_names.ROWS,
+    **partial_seen.ROWS,
+}
 
 
 def lines() -> list[str]:
