@@ -20,6 +20,7 @@ VALID = {  # accepted in every window in which it contributes; the number of its
     "copier-after-keys": 0,
     "other-data": 6,
     "eval-peeker": 6,
+    "fake-challenge": 6,
 }
 REFUSED = {  # the reasons that a leader may give
     "garbage": {"indices", "padding"},

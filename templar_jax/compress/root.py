@@ -3,7 +3,8 @@
 Per unit four 32-bit lanes, each the sum modulo 2**32 of mixed(bits of an element ^ mixed(its position in the unit)).
 Sums of integers do not depend on order, so each shard sums its own part and the host adds the parts;
 then sha256 over (name, shape, dtype, lanes) of every unit. With a salt, known only after the parameters are fixed,
-the same function is a challenge. It detects drift; it is additive, so it does not stop a forger.
+the same function is the state challenge (node/challenge.py). It detects drift; it is additive, so it does not stop a
+forger.
 """
 
 import functools

@@ -1,5 +1,5 @@
-"""What a miner does to come to a contribution and to hand it in: the five steps of a window
-that are its own affair.
+"""What a miner does to come to a contribution, to hand it in, and to answer for it: the steps of a window that are
+its own affair.
 
 `HONEST` is how a miner is meant to work. The rest of the network sees only what these steps put into the bucket and
 onto the chain, and has to hold against any other `Craft`: the simulator's adversaries are such (simulate/zoo).
@@ -16,6 +16,7 @@ from templar_jax.compress.packed import Packed
 from templar_jax.data.assign import assigned
 from templar_jax.data.loader import Loader, make_loader, restore_loader
 from templar_jax.errors import ChainError
+from templar_jax.node import challenge
 from templar_jax.node.engine import Params, copy
 from templar_jax.node.history import window_claims
 from templar_jax.node.patience import Stopped, insist
@@ -186,15 +187,21 @@ async def reveal(node: Node, window: int, saved: SavedSeal, until: float) -> Non
         node.world.emit(Revealed(window))
 
 
+async def answer(node: Node, window: int, params: Params) -> None:
+    """What a miner owes once the keys are out. Block K(w)+F is final; params: theta_w. Raises Stopped."""
+    await challenge.answer(node, window, params)
+
+
 @dataclass(frozen=True)
 class Craft:
-    """The five steps, in their order. Those that are not given are an honest miner's."""
+    """The steps, in their order. Those that are not given are an honest miner's."""
 
     train: Callable[[Node, int, int, bytes], Awaitable[Trained]] = train
     compress: Callable[[Node, int, Trained], Awaitable[bytes]] = compress
     seal: Callable[[Node, int, Trained, bytes], Awaitable[SavedSeal]] = seal
     submit: Callable[[Node, int, SavedSeal], Awaitable[bool]] = submit
     reveal: Callable[[Node, int, SavedSeal, float], Awaitable[None]] = reveal
+    answer: Callable[[Node, int, Params], Awaitable[None]] = answer
 
 
 HONEST = Craft()

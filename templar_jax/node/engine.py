@@ -34,6 +34,7 @@ class Engine:
     compressor: Compressor
     outer: Outer
     root: Any  # Params -> 32 bytes
+    salted_root: Callable[[Params, int], bytes]  # the same under a salt: 0 <= salt < 2**256
     evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
     theta_0: Callable[[], Params]  # a fresh copy each time
     peers: PeerEvaluation  # of contributions, by a validator
@@ -50,6 +51,7 @@ def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
         compressor=make_compressor(run, mesh),
         outer=make_outer(run, mesh),
         root=make_root(run, mesh),
+        salted_root=lambda params, salt: make_root(run, mesh, salt)(params),
         evaluate=make_evaluate(run, compute, mesh),
         theta_0=lambda: ordered(run, make()),
         peers=make_evaluate_peer(run, compute, mesh),

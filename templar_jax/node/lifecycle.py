@@ -14,7 +14,7 @@ from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import Engine
 from templar_jax.node.genesis import join_or_start
 from templar_jax.node.history import Diverged, catch_up
-from templar_jax.node.miner import emit_heldout, run_window
+from templar_jax.node.miner import emit_heldout, finish, run_window
 from templar_jax.node.patience import Stopped
 from templar_jax.node.timetable import window_of
 from templar_jax.node.world import Node, World
@@ -37,7 +37,7 @@ class Duty:
 
 def miner(craft: Craft = HONEST) -> Duty:
     """What a miner does, by its craft."""
-    return Duty(trains=True, run_window=partial(run_window, craft=craft))
+    return Duty(trains=True, run_window=partial(run_window, craft=craft), finish=finish)
 
 
 MINER = miner()
@@ -79,8 +79,9 @@ async def run_node(
             await _end(node, "failed")
         raise
     finally:  # also where the process's end comes as a cancellation
-        if node.tidying is not None:
-            node.tidying.cancel()
+        for beside in (node.tidying, node.answering):
+            if beside is not None:
+                beside.cancel()
         await duty.abort()
     await _end(node, reason)
     return node

@@ -1,7 +1,7 @@
 """One window of a miner, in the order of the timetable.
 
-theta_w known -> train -> compress -> seal -> upload -> commit -> [D(w)] publish the key -> lead if it is
-this node's turn -> canonical manifest -> theta_{w+1}
+theta_w known -> train -> compress -> seal -> upload -> commit -> [D(w)] publish the key -> [K(w)+F] answer
+for the window, beside the rest -> lead if it is this node's turn -> canonical manifest -> theta_{w+1}
 
 What goes wrong with the own bucket, the own seal or a commitment costs this window's contribution and is said; the
 node goes on.
@@ -14,7 +14,7 @@ import numpy as np
 
 from templar_jax.chain.wait import until_final
 from templar_jax.data.assign import assigned
-from templar_jax.errors import StoreError
+from templar_jax.errors import ChainError, StoreError
 from templar_jax.node import resume
 from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import heldout_nats
@@ -43,6 +43,7 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     except StoreError as error:  # a damaged seal, a full disk
         world.emit(Warned(f"window {window}: no contribution: {error}"))
         saved = None
+    node.answering = asyncio.ensure_future(_answer(node, window, craft, node.answering))
     idle = asyncio.ensure_future(emit_heldout(node))  # in the time that is idle anyway; it must not delay the key
     try:
         contributed = await _reveal_and_lead(node, window, saved, craft)
@@ -59,6 +60,26 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     if newest is not None:  # it stays: it shows a restart which contribution was the last
         world.seals.prune(min(window - 1, newest))
     return contributed
+
+
+async def _answer(node: Node, window: int, craft: Craft, before: "asyncio.Task[None] | None") -> None:
+    """Answers for the window beside everything else, until that is done or due. What fails is said."""
+    world, params = node.world, node.state.params
+    if before is not None:
+        await asyncio.gather(before, return_exceptions=True)
+    try:
+        await _wait(until_final(world.chain, world.clock, node.timetable(window).evaluation_block, world.stop))
+        await craft.answer(node, window, params)
+    except Stopped:
+        return
+    except (ChainError, StoreError) as error:
+        world.emit(Warned(f"window {window}: not answered for: {error}"))
+
+
+async def finish(node: Node) -> None:
+    """Waits for what is still owed for the last window."""
+    if node.answering is not None:
+        await node.answering
 
 
 async def _wait(waiting) -> None:

@@ -50,6 +50,11 @@ class Timetable:
         """First block in which no leader's manifest counts any more: without one by now the window is empty."""
         return self.manifest + self.config.leaders * self.config.leader_slot
 
+    @property
+    def challenge_due(self) -> int:
+        """First block in which nobody waits for the answer to the state challenge any more."""
+        return self.manifest_end
+
     def leader_slot(self, rank: int) -> tuple[int, int]:
         first = self.manifest + rank * self.config.leader_slot
         return first, first + self.config.leader_slot

@@ -22,7 +22,7 @@ from templar_jax.incentive.evidence import Identity, WindowEvidence
 from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
-from templar_jax.node import resume, scoring
+from templar_jax.node import challenge, resume, scoring
 from templar_jax.node.engine import copy
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -35,7 +35,7 @@ from templar_jax.node.records import Records, read_all
 from templar_jax.node.scoring import Earlier, Scene, Seen
 from templar_jax.node.world import Node
 from templar_jax.store.contribution import evidence_key
-from templar_jax.telemetry.events import Noted, Scored, Warned, WeightsSet
+from templar_jax.telemetry.events import Challenged, Noted, Scored, Warned, WeightsSet
 
 
 @dataclass
@@ -148,12 +148,24 @@ async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
 
 async def _score_window(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
     world, window = node.world, seen.state.window
-    started = world.clock.time()
     if window <= memory.state.window:
         return  # scored before a restart
     if not await until_final(world.chain, world.clock, node.timetable(window).evaluation_block, world.stop):
         return
     until = await world.chain.eta(node.timetable(window + 1).deadline)
+    expected = await challenge.expect(node, window, seen.params, seen.claims)
+    health = asyncio.ensure_future(challenge.compare(node, window, seen.claims, expected))
+    try:
+        await _score_peers(memory, node, seen, after, until)
+        world.emit(Challenged(window, await health))
+    finally:
+        health.cancel()
+        await asyncio.gather(health, return_exceptions=True)
+
+
+async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until: float) -> None:
+    """Evidence, scores and their record; no evaluation begins after clock time `until`."""
+    world, window, started = node.world, seen.state.window, node.world.clock.time()
     scene = await scoring.survey(node, seen)
     again = None
     if after is not None:  # before evaluation takes theta_w's buffers

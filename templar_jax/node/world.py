@@ -37,6 +37,7 @@ class Costs:
     evaluate: float = 0.2
     likeness: float = 0.1
     checkpoint: float = 0.1
+    root: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Node:
     led: bool = False  # has closed a window: others will ask it for checkpoints
     unpublished: bool = False  # a checkpoint was saved since the last publication
     tidying: "asyncio.Task[None] | None" = None  # publishes a checkpoint and removes what is old, beside the window
+    answering: "asyncio.Task[None] | None" = None  # what a miner owes after its window: see answer.py
     published: tuple[int, bytes] | None = None  # (window, sha256) of the newest checkpoint in the own bucket
 
     def timetable(self, window: int) -> Timetable:

@@ -2,6 +2,7 @@
 
 w/WINDOW/sealed                     own sealed object (index; its parts beside it)
 w/WINDOW/key                        its key, 32 bytes, from the deadline on
+w/WINDOW/root                       answer to the state challenge, 32 bytes (see node/challenge.py)
 w/WINDOW/mirror/UID                 a leader's copy of another uid's sealed object
 w/WINDOW/led                        the manifest that this node commits as a leader, written before the commitment
 manifest/WINDOW-HASH                a manifest, the leader's own or passed on
@@ -22,6 +23,10 @@ def sealed_key(window: int) -> str:
 
 def published_key(window: int) -> str:
     return f"w/{window:010d}/key"
+
+
+def root_key(window: int) -> str:
+    return f"w/{window:010d}/root"
 
 
 def mirror_key(window: int, uid: int) -> str:

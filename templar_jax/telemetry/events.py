@@ -176,6 +176,14 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Challenged:
+    """Who holds the parameters that a window's contributions start from. Health only: it changes nobody's pay."""
+
+    window: int
+    answers: dict[int, str]  # by uid of those who sealed something: "same", "other" or "absent"
+
+
+@dataclass(frozen=True)
 class WeightsSet:
     """The own weights stand on the chain."""
 
@@ -210,6 +218,7 @@ Event = (
     | Warned
     | Alarm
     | Scored
+    | Challenged
     | WeightsSet
     | NodeStopped
 )

@@ -19,6 +19,7 @@ def figures(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     windows: dict[int, dict[str, Any]] = {}
     alarms: dict[int, list[dict[str, Any]]] = {}
+    health: dict[int, Mapping[str, str]] = {}
     for event in events:
         if event["event"] == "Scored":
             scores = event["scores"]
@@ -40,10 +41,13 @@ def figures(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             }
         elif event["event"] == "WeightsSet" and event["window"] in windows:
             windows[event["window"]]["weights_set"] = event["weights"]
+        elif event["event"] == "Challenged":
+            health[event["window"]] = event["answers"]
         elif event["event"] == "Alarm":
             alarms.setdefault(event["window"], []).append({key: event[key] for key in ("kind", "uid", "proof")})
     for window, found in windows.items():
         found["alarms"] = alarms.pop(window, [])
+        found["challenge"] = health.get(window, {})
     left = [{"window": window, **alarm} for window, found in sorted(alarms.items()) for alarm in found]
     return {"windows": [windows[window] for window in sorted(windows)], "alarms": left}
 
@@ -51,8 +55,11 @@ def figures(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def print_scores(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
     """The newest window as a table of peers, the best paid first."""
     newest: Mapping[str, Any] | None = None
+    health: Mapping[str, str] = {}
     for event in events:
         newest = event if event["event"] == "Scored" else newest
+        if event["event"] == "Challenged":
+            health = event["answers"]
     if newest is None:
         console.out("summary  no window was scored", highlight=False)
         return
@@ -66,6 +73,7 @@ def print_scores(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
         remarks = [*newest["violations"].get(uid, []), *newest["findings"].get(uid, [])]
         remarks += [newest["refused"][uid]] if uid in newest["refused"] else []
         values = (number(score.get(name)) if name in score else UNKNOWN for name in COLUMNS)
+        remarks += [f"state {health[uid]}"] if health.get(uid, "same") != "same" else []
         remark = printable(", ".join(dict.fromkeys(remarks)))
         table.add_row(uid, percent(weights.get(uid, 0.0)), *values, remark)
     console.print(table)

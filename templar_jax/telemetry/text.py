@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from templar_jax.telemetry.events import (
     Alarm,
+    Challenged,
     CheckpointSaved,
     Committed,
     Event,
@@ -122,6 +123,12 @@ def line(event: Event) -> str | None:
             return f"{text}: {shares(event.weights)}" + "".join(
                 f", uid {uid} refused: {printable(reason)}" for uid, reason in sorted(event.refused.items())[:3]
             )
+        case Challenged():
+            unwell = sorted((uid, answer) for uid, answer in event.answers.items() if answer != "same")
+            if not unwell:
+                return None
+            text = ", ".join(f"uid {uid} {answer}" for uid, answer in unwell[:6])
+            return f"window {event.window}  state challenge: {text} (of {len(event.answers)})"
         case WeightsSet():
             total = sum(event.weights.values())
             set_ = shares({uid: weight / total for uid, weight in event.weights.items()})
