@@ -3,21 +3,24 @@
 import asyncio
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 from models import SMALL, mesh_of, rough_params, small_run
 from node_network import assert_one_history, events, open_run, play
-from node_villains import sealing
 
 from templar_jax.config import ComputeConfig
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.config import IncentiveConfig
 from templar_jax.incentive.evidence import WORST_NATS
+from templar_jax.node.craft import Craft, Trained, claim_of, seal_as
 from templar_jax.node.receipt import difference
+from templar_jax.node.seals import SavedSeal
+from templar_jax.node.world import Node
 from templar_jax.sharding import shardings
-from templar_jax.simulate.network import Network
+from templar_jax.simulate.network import Network, Role
 from templar_jax.telemetry.events import Registered, Scored, Warned
 from templar_jax.train.evaluate_peer import make_evaluate_peer
 from templar_jax.train.inner import make_inner
@@ -83,11 +86,20 @@ def test_differences_are_recorded_whatever_is_claimed():
     assert difference(2.0, math.nan) is None and difference(2.0, 0.0) is None
 
 
+def claiming(change: Callable[[float], float]) -> Role:
+    """Works, and signs another loss of step 0."""
+
+    async def seal(node: Node, window: int, trained: Trained, plaintext: bytes) -> SavedSeal:
+        claim = await claim_of(node, window, trained.steps)
+        return await seal_as(node, dataclasses.replace(claim, first_loss=change(claim.first_loss)), plaintext)
+
+    return Role(craft=Craft(seal=seal))
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
     opened = open_run(tmp_path_factory.mktemp("receipt"))
-    roles = {2: sealing(lambda c, p: (dataclasses.replace(c, first_loss=1.05 * c.first_loss), p))}
-    roles[3] = sealing(lambda c, p: (dataclasses.replace(c, first_loss=math.nan), p))
+    roles = {2: claiming(lambda loss: 1.05 * loss), 3: claiming(lambda loss: math.nan)}
 
     async def scenario(network: Network) -> None:
         jobs = [network.node(f"peer-{n}", WINDOWS, *([roles[n]] if n in roles else [])) for n in range(4)]
