@@ -83,8 +83,7 @@ def decode_again(quantizer: str, data: bytes) -> bytes:
 
 
 def sealed(seed: int) -> bytes:
-    claim = seal.Claim(run_of("sign1").run_id, WINDOW, UID, 30)
-    return seal.seal(claim, contribution("sign1", seed), MINER, KEY)
+    return reseal(contribution("sign1", seed))
 
 
 def resign_header(data: bytes) -> bytes:
@@ -105,7 +104,8 @@ def open_as_a_node(data: bytes) -> bytes:
 
 def reseal(data: bytes) -> bytes:
     """Any plaintext, properly sealed."""
-    return seal.seal(seal.Claim(run_of("sign1").run_id, WINDOW, UID, 30), data, MINER, KEY)
+    claim = seal.Claim(run_of("sign1").run_id, WINDOW, UID, inner_steps=30, first_loss=5.5)
+    return seal.seal(claim, data, MINER, KEY)
 
 
 def manifest(seed: int) -> bytes:
