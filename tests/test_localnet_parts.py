@@ -219,6 +219,14 @@ def test_the_report_stands_alone_and_quotes_nothing_as_markup(tmp_path):
     assert plots.typical_window(watched.story, None) in WINDOWS
 
 
+@given(st.lists(st.floats(0, 1), max_size=8).map(sorted), st.floats(0.01, 0.2))
+def test_labels_keep_their_distance_and_their_order(values, gap):
+    found = plots.apart(values, gap)
+    assert all(after - before >= gap * 0.999 for before, after in zip(found, found[1:], strict=False))
+    if all(after - before >= gap for before, after in zip(values, values[1:], strict=False)):
+        assert found == pytest.approx(values)
+
+
 @pytest.mark.parametrize("width", [40, 80, 130])
 def test_the_live_table_keeps_its_width(width):
     story = make_story()

@@ -23,6 +23,7 @@ BUSY = 0.7  # share of the time until the commitment that the work of all proces
 # CPU seconds of a node in each block beside the figures here: chain, files, signatures, Python. Measured 0.004 of a
 # miner and 0.006 of a validator (docs/decisions.md).
 NODE_SECONDS_A_BLOCK = 0.01
+STARTS = 2.5  # CPU seconds of a node's start for each of its imports: the rest is loading from the compile cache
 LATENCY_SECONDS = 0.1  # of a block for each process that a core has beside the first: nobody is late for a slot
 
 
@@ -68,7 +69,6 @@ def start_seconds(speed: Speed, nodes: int, cores: int) -> float:
 
 def measure(run: RunConfig, config: NodeConfig) -> Speed:
     """Compiles what miners and validators run, then times it. Raises ConfigError, DataError."""
-    import jax
     import numpy as np
 
     from templar_jax.compress.aggregate import clip_factors
@@ -80,10 +80,6 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
     imported = time.process_time()
     engine = opening.open_machine(run, config, pages, print).engine
     engines.warm(engine, 0, score_sequences=config.score_sequences)
-    jax.clear_caches()
-    started = time.process_time()
-    opening.open_machine(run, config, pages, print)  # as the others will: from the cache
-    ready = imported + time.process_time() - started
 
     theta = engine.theta_0()
     opt, params = engine.inner.init(theta), engines.copy(theta)
@@ -100,7 +96,7 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
         nonlocal feedback, packed
         feedback, packed = engine.compressor.update(feedback, theta, params)
 
-    seconds: dict[str, float] = {"start": ready, "step": _median(step), "compress": _median(compress)}
+    seconds: dict[str, float] = {"start": STARTS * imported, "step": _median(step), "compress": _median(compress)}
     held_out = np.zeros((config.eval_sequences, run.data.sequence), np.int32)
     seconds["held_out"] = _median(lambda: engines.heldout_nats(engine, theta, held_out))
     momentum = engine.outer.init()

@@ -70,9 +70,11 @@ def plot_weights(story: Story, history: Sequence[Metagraph], blocks: int, last: 
                 (w, event["weights"].get(str(uid), 0.0)) for w, event in sorted(node.scored.items()) if _in(w, last)
             ]
             above.plot(*_xy(alone), color=colour(uid), linewidth=0.7, alpha=0.5)
-        points = [(window, shares.get(uid, 0.0)) for window, shares in mean.items()]
+        points = [(window, shares[uid]) for window, shares in mean.items() if uid in shares]
         above.plot(*_xy(points), color=colour(uid), linewidth=2.2)
         ends.append((points[-1][1], _name(uid, names), colour(uid)))
+    above.set_title("weights: thin, of each validator; bold, their mean", loc="left", fontsize="small")
+    below.set_title("paid by the chain: solid, incentive; dashed, dividends", loc="left", fontsize="small")
     _finish_shares(above, "share of pay", ends)
     ends, end = [], max(mean, default=0)
     for uid in sorted({neuron.uid for graph in history for neuron in graph.neurons}):
@@ -87,7 +89,7 @@ def plot_weights(story: Story, history: Sequence[Metagraph], blocks: int, last: 
         points.append((max(end, points[-1][0]), points[-1][1]))  # it holds until the next epoch
         below.step(*_xy(points), where="post", color=colour(uid), linestyle=style, linewidth=1.8)
         ends.append((points[-1][1], _name(uid, names), colour(uid)))
-    _finish_shares(below, "paid by the chain", ends)
+    _finish_shares(below, "share of pay", ends)
     below.set_xlabel("window")
     return figure
 
@@ -184,12 +186,23 @@ def _finish_shares(axes: Any, what: str, ends: list[tuple[float, str, str]]) -> 
     axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 0.01))
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     height = axes.get_subplotspec().get_gridspec().get_height_ratios()[axes.get_subplotspec().rowspan.start]
-    gap, at = 0.2 * axes.get_ylim()[1] / height, float("-inf")
-    for value, text, tint in sorted(ends):
-        at = max(value, at + gap)
+    gap = 0.13 * axes.get_ylim()[1] / height
+    for at, (_, text, tint) in zip(apart([value for value, *_ in sorted(ends)], gap), sorted(ends), strict=True):
         where = dict(xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points", va="center")
         axes.annotate(text, (1.0, at), color=tint, fontsize="small", annotation_clip=False, **where)
     _finish(axes)
+
+
+def apart(values: Sequence[float], gap: float) -> list[float]:
+    """Ascending `values`, moved as little as it takes that none is nearer to the next than `gap`."""
+    groups: list[tuple[float, int]] = []  # (middle, members), each group as dense as is allowed
+    for value in values:
+        middle, count = value, 1
+        while groups and middle - groups[-1][0] < gap * (count + groups[-1][1]) / 2:
+            other, members = groups.pop()
+            middle, count = (middle * count + other * members) / (count + members), count + members
+        groups.append((middle, count))
+    return [middle + gap * (at - (count - 1) / 2) for middle, count in groups for at in range(count)]
 
 
 def _in(window: int, last: int | None) -> bool:

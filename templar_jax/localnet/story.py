@@ -206,7 +206,7 @@ def _row(
     incentive: Mapping[int, tuple[float, float]],
 ) -> Row:
     uid, refused, reason, accepted = node.uid, dict[str, int](), "", 0
-    first = min((*node.steps, *node.sealed), default=None)  # what was closed before is not its concern
+    first = node.joined  # what was closed before is not its concern
     mine = {window: event for window, event in verdicts.items() if first is not None and window >= first}
     for window, event in mine.items():
         accepted += uid in event["accepted"]
