@@ -5,6 +5,7 @@
 The other processes then only load what was compiled here.
 """
 
+import functools
 import json
 import math
 import os
@@ -75,11 +76,13 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
     from templar_jax.node import engine as engines
     from templar_jax.node import open as opening
 
+    note = functools.partial(print, flush=True)  # localnet.py shows the newest line
     opening.set_up_devices(config)
-    run, pages = opening.pin_data(run, config, print)
+    run, pages = opening.pin_data(run, config, note)
     imported = time.process_time()
-    engine = opening.open_machine(run, config, pages, print).engine
-    engines.warm(engine, 0, score_sequences=config.score_sequences)
+    engine = opening.open_machine(run, config, pages, note).engine
+    engines.warm(engine, 0, lambda part: note(f"compiling: {part}"), config.score_sequences)
+    note("timing what a window runs")
 
     theta = engine.theta_0()
     opt, params = engine.inner.init(theta), engines.copy(theta)
