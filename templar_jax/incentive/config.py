@@ -1,7 +1,8 @@
 """Parameters of the default rules, in one place.
 
-They are not part of RunConfig yet: their values are starting points, to be fixed by simulation with adversaries;
-then they become part of what a run agrees upon.
+They stand outside of RunConfig, whose hash names the run: pay must be retunable when a new attack is found, without
+ending a run and its model. Every record of a validator names the parameters that it used (replay.Outcome), so that
+anybody sees who pays by which. Their values were fitted to simulations with adversaries: docs/attacks.md.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class IncentiveConfig:
     # gain
     gain_cap: float = 1.25  # times the window's honest scale; losses count down to the same bound
     # effort
-    effort_prior: float = 0.25  # of a peer with no evidence, in honest efforts: low, so that a new name gains nothing
+    effort_prior: float = 0.1  # of a peer with no evidence, in honest efforts: low, so that a new name gains nothing
     effort_prior_weight: float = 8.0  # 1 / variance of that prior
     effort_floor: float = 0.05  # a statistical finding never zeroes anybody
     effort_cap: float = 1.25
@@ -32,7 +33,7 @@ class IncentiveConfig:
     rating_prior_weight: float = 4.0  # windows of evidence that the start is worth
     rating_prior_sd: float = 0.5
     confidence: float = 1.0  # standard errors below the mean, for selection only
-    power: float = 1.5  # pay = merit ** power; one of 1, 1.5, 2
+    power: float = 2.0  # pay = merit ** power; one of 1, 1.5, 2
     # similarity
     similarity_least_peers: int = 8
     similarity_spread: float = 8.0  # cut = median + this times (median - lower quartile) of the window's own values
