@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from models import SMALL, WIDE, mesh_of, rough_params, small_run
 
+from templar_jax.compress.root import make_root
 from templar_jax.errors import CheckpointError, ConfigError
 from templar_jax.sharding import shardings
 from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
@@ -87,3 +88,11 @@ def test_a_changed_byte_and_a_killed_save_are_refused(tmp_path):
     victim.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 1), (8, 1), (4, 2), (2, 4)], ids=str)
+def test_the_state_root_is_the_same_on_every_mesh(home, mesh):
+    params, root = home
+    there, at = mesh_of(*mesh), shardings(RUN, mesh_of(*mesh))
+    like = {name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=at[name]) for name, value in params.items()}
+    assert make_root(RUN, there)(open_checkpoint(root).place(like)) == make_root(RUN, mesh_of(8))(params)
