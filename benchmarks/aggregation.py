@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -115,7 +116,7 @@ def inner_steps(
 ) -> Params:
     """One peer's parameters after H steps on its own pages; its optimizer's state moves on."""
     mine, inner = assigned(draw, peer, config.pages_per_window, cache.manifest.n_pages), config.inner
-    what = dict(run_id=config.run_id, window=window, batch=inner.batch, steps=inner.steps, seed=draw, threads=0)
+    what: Any = dict(run_id=config.run_id, window=window, batch=inner.batch, steps=inner.steps, seed=draw, threads=0)
     loader, params = make_loader(cache, mine, **what), engines.copy(theta)
     for step in range(inner.steps):
         params, state[0], _ = engine.inner.step(params, state[0], next(loader), window * inner.steps + step)
