@@ -15,7 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-shaped decoder. All widths in elements."""
+    """A Llama-shaped decoder, dense or with a mixture of experts in every layer. All widths in elements."""
 
     vocab: int = 320  # padded to a multiple of 64
     dim: int = 128
@@ -23,10 +23,15 @@ class ModelConfig:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
-    ffn_dim: int = 384
+    ffn_dim: int = 384  # of the network that every token passes; beside experts it is the shared expert, 0: none
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tied: bool = True  # output head shares the embedding
+    experts: int = 0  # routed experts of a layer; 0: a dense model
+    experts_per_token: int = 2  # experts that the router picks for a token
+    expert_ffn_dim: int = 0  # of one routed expert
+    load_balance: float = 0.01  # coefficient of the load-balancing loss
+    z_loss: float = 1e-3  # coefficient of the router's z-loss
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class MeshConfig:
 
     fsdp: int = 0
     tensor: int = 1
+    expert: int = 1  # devices that share the routed experts of a layer among them
     cpu_devices: int = 0  # number of CPU devices to make on a CPU host; 0: one per core
 
 

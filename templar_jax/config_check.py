@@ -3,6 +3,7 @@
 Each problem is one line: what does not fit, and what to change. `check_run` and `check_node` raise the first.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -46,21 +47,22 @@ def check_data(run: RunConfig, n_pages: int) -> None:
 
 
 def fit_mesh(run: RunConfig, node: NodeConfig, devices: int) -> MeshConfig:
-    """The mesh with fsdp = 0 resolved: the most devices whose number divides the sequences of one forward pass.
+    """The mesh with fsdp = 0 resolved: the most devices over which the sequences of one forward pass spread.
 
     Raises:
-      ConfigError: mesh.tensor alone needs more than `devices`.
+      ConfigError: mesh.tensor and mesh.expert alone need more than `devices`.
     """
     mesh = node.mesh
-    if mesh.tensor > devices:
+    if mesh.tensor * mesh.expert > devices:
         raise ConfigError(
-            f"mesh.tensor {mesh.tensor} needs more than the {devices} devices here: lower node.mesh.tensor"
+            f"mesh.tensor {mesh.tensor} x mesh.expert {mesh.expert} needs more than the {devices} devices here: "
+            "lower node.mesh.tensor or node.mesh.expert"
         )
     if mesh.fsdp:
         return mesh
-    sequences = micro_batch(run, node)
-    fsdp = max(n for n in range(1, devices // mesh.tensor + 1) if sequences % n == 0)
-    return MeshConfig(fsdp=fsdp, tensor=mesh.tensor, cpu_devices=mesh.cpu_devices)
+    sequences = micro_batch(run, node) // mesh.expert
+    fsdp = max(n for n in range(1, devices // (mesh.tensor * mesh.expert) + 1) if sequences % n == 0)
+    return dataclasses.replace(mesh, fsdp=fsdp)
 
 
 def micro_batch(run: RunConfig, node: NodeConfig) -> int:
@@ -96,6 +98,7 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
     for path, value, least in (
         ("mesh.fsdp", node.mesh.fsdp, 0),
         ("mesh.tensor", node.mesh.tensor, 1),
+        ("mesh.expert", node.mesh.expert, 1),
         ("mesh.cpu_devices", node.mesh.cpu_devices, 0),
         ("compute.micro_batch", node.compute.micro_batch, 0),
         ("compute.loss_chunk", node.compute.loss_chunk, 1),
@@ -173,7 +176,9 @@ def _ranges(run: RunConfig) -> Iterator[str]:
         ("model.heads", run.model.heads, 1),
         ("model.kv_heads", run.model.kv_heads, 1),
         ("model.head_dim", run.model.head_dim, 1),
-        ("model.ffn_dim", run.model.ffn_dim, 1),
+        ("model.ffn_dim", run.model.ffn_dim, 0 if run.model.experts else 1),
+        ("model.experts", run.model.experts, 0),
+        ("model.expert_ffn_dim", run.model.expert_ffn_dim, 1 if run.model.experts else 0),
         ("window.blocks", run.window.blocks, 2),
         ("inner.steps", run.inner.steps, 1),
         ("inner.batch", run.inner.batch, 1),
@@ -210,8 +215,13 @@ def _ranges(run: RunConfig) -> Iterator[str]:
     ):
         if not 0 <= value <= 1:
             yield f"{path} is {value}: set it between 0 and 1"
-    if run.inner.weight_decay < 0:
-        yield f"inner.weight_decay is {run.inner.weight_decay}: set it to 0 or more"
+    for path, value in (
+        ("inner.weight_decay", run.inner.weight_decay),
+        ("model.load_balance", run.model.load_balance),
+        ("model.z_loss", run.model.z_loss),
+    ):
+        if value < 0:
+            yield f"{path} is {value}: set it to 0 or more"
     if not 0 <= run.seed < 2**32:
         yield f"seed is {run.seed}: set it between 0 and 2**32 - 1"
 
@@ -226,12 +236,18 @@ def _model(run: RunConfig) -> Iterator[str]:
         ("model.vocab", m.vocab),
         ("model.dim", m.dim),
         ("model.ffn_dim", m.ffn_dim),
+        ("model.expert_ffn_dim", m.expert_ffn_dim),
         ("model.heads x model.head_dim", m.heads * m.head_dim),
         ("model.kv_heads x model.head_dim", m.kv_heads * m.head_dim),
     ):
         if value % GRAIN:
             near = max(GRAIN, round(value / GRAIN) * GRAIN)
             yield f"{path} is {value}, no multiple of {GRAIN} (tiles are cut from whole {GRAIN}s): use {near}"
+    if m.experts and not 2 <= m.experts_per_token <= m.experts:
+        yield (
+            f"model.experts_per_token is {m.experts_per_token}: choose 2 to model.experts {m.experts} (gates sum to 1, "
+            "so that with a single expert its gate is always 1 and the router cannot learn from the loss)"
+        )
 
 
 def _compress(run: RunConfig) -> Iterator[str]:
@@ -274,11 +290,15 @@ def _batch_and_mesh(run: RunConfig, node: NodeConfig) -> Iterator[str]:
             f"inner.batch {run.inner.batch} is no multiple of node.compute.micro_batch {sequences}: "
             f"use a divisor of {run.inner.batch}, or 0 for the whole batch"
         )
-    if node.mesh.fsdp and sequences % node.mesh.fsdp:
+    mesh = node.mesh
+    if sequences % ((mesh.fsdp or 1) * mesh.expert):
+        over = f"node.mesh.fsdp {mesh.fsdp}" + (f" x node.mesh.expert {mesh.expert}" if mesh.expert > 1 else "")
         yield (
             f"{sequences} sequences of one forward pass (node.compute.micro_batch, else inner.batch) do not spread "
-            f"over node.mesh.fsdp {node.mesh.fsdp}: use a divisor, or 0 for as many devices as fit"
+            f"over {over}: use a divisor, or fsdp 0 for as many devices as fit"
         )
+    if mesh.expert > 1 and (run.model.experts == 0 or run.model.experts % mesh.expert):
+        yield f"model.experts {run.model.experts} do not divide over node.mesh.expert {mesh.expert}: use a divisor"
     if run.model.heads % node.mesh.tensor:
         yield f"model.heads {run.model.heads} is no multiple of node.mesh.tensor {node.mesh.tensor}: use a divisor"
 

@@ -19,7 +19,7 @@ from templar_jax.huggingface import config_json, tokenizer_json, weights
 from templar_jax.huggingface.weights import DTYPES, Load, Progress
 from templar_jax.model.llama import Llama
 from templar_jax.model.placement import make_placement
-from templar_jax.sharding import table
+from templar_jax.sharding import BATCH, shards, table
 from templar_jax.store.disk import explain, make_folder
 
 Params = dict[str, jax.Array]
@@ -144,7 +144,7 @@ def logits(run: RunConfig, mesh: Mesh) -> Callable[[Params, np.ndarray], np.ndar
 
     def call(params: Params, tokens_BS: np.ndarray) -> np.ndarray:
         count = tokens_BS.shape[0]
-        padded = np.pad(tokens_BS, ((0, -count % mesh.shape["fsdp"]), (0, 0)))
+        padded = np.pad(tokens_BS, ((0, -count % shards(mesh, BATCH)), (0, 0)))
         with jax.default_matmul_precision("highest"):
             return np.asarray(forward(params, padded))[:count]
 

@@ -3,9 +3,10 @@
 Every fact about a parameter stands here once: shape, mesh axes, init, weight decay, units, Hugging Face name.
 Parameters travel through the code as a flat dict `{name: array}` in the order of the table.
 
-Letters: L layers, D model dim, N query heads, K key-value heads, H head dim, F ffn dim, V vocabulary.
-A parameter with `stack` > 0 has that many leading dims (layer, later expert); each slice is one *unit*: what
-is tiled, quantised, clipped and rooted together.
+Letters: L layers, D model dim, N query heads, K key-value heads, H head dim, F ffn dim, V vocabulary, E experts.
+A parameter with `stack` > 0 has that many leading dims (layer, expert); each slice is one *unit*: what is tiled,
+quantised, clipped and rooted together. Beside "expert", which holds the experts, sequences and all other parameters
+are laid over "fsdp" and "expert" as if they were one axis.
 """
 
 import functools
@@ -23,6 +24,9 @@ from templar_jax.config import MeshConfig, RunConfig
 from templar_jax.errors import ConfigError
 
 GRAIN = 64  # a dim is sharded only in multiples of this, so that no tile is cut
+AXES = ("fsdp", "expert", "tensor")  # of every mesh
+BATCH = ("fsdp", "expert")  # axes over which sequences are laid
+LAYERS = "layers/"  # in front of the names of parameters that are stacked by layer
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Param:
     axes: tuple[str | None, ...]
     init_std: float | None  # None: ones
     decay: bool
-    hf: str  # "{}" stands for the layer
+    hf: str  # "{}" stands for the layer, a second one for the expert
     hf_transposed: bool = False
     stack: int = 0
 
@@ -49,7 +53,7 @@ class Param:
 
 @dataclass(frozen=True)
 class Unit:
-    """One layer's matrix (or vector): `index` addresses the slice in the stacked parameter."""
+    """One layer's, or one expert's, matrix (or vector): `index` addresses the slice in the stacked parameter."""
 
     param: Param
     index: tuple[int, ...]
@@ -68,11 +72,30 @@ def table(run: RunConfig) -> tuple[Param, ...]:
     out_std = std / math.sqrt(2 * m.layers)
     layer = "model.layers.{}."
 
-    def matrix(name: str, rows: int, cols: int, axes: tuple[str, str], std: float, hf: str) -> Param:
-        return Param(
-            f"layers/{name}", (m.layers, rows, cols), (None, *axes), std, True, layer + hf, hf_transposed=True, stack=1
-        )
+    def matrix(name: str, rows: int, cols: int, axes: tuple[str, str | None], std: float, hf: str) -> Param:
+        shape = m.layers, rows, cols
+        return Param(LAYERS + name, shape, (None, *axes), std, True, layer + hf, hf_transposed=True, stack=1)
 
+    def ffn(dim: int, make: Callable[..., Param], prefix: str, hf: tuple[str, str, str]) -> list[Param]:
+        down_std = dim**-0.5 / math.sqrt(2 * m.layers)
+        return [
+            make(f"{prefix}gate", m.dim, dim, ("fsdp", "tensor"), std, hf[0]),
+            make(f"{prefix}up", m.dim, dim, ("fsdp", "tensor"), std, hf[1]),
+            make(f"{prefix}down", dim, m.dim, ("tensor", "fsdp"), down_std, hf[2]),
+        ]
+
+    def experts(name: str, rows: int, cols: int, axes: tuple[str, str], std: float, hf: str) -> Param:
+        shape, axes_of = (m.layers, m.experts, rows, cols), (None, "expert", *axes)
+        return Param(LAYERS + name, shape, axes_of, std, True, layer + hf, hf_transposed=True, stack=2)
+
+    feed_forward = []
+    if m.ffn_dim:  # beside experts: the shared one, for which the Hugging Face class of this model has no name
+        shared = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+        feed_forward += ffn(m.ffn_dim, matrix, "", shared)
+    if m.experts:
+        feed_forward.append(matrix("router", m.dim, m.experts, ("fsdp", None), std, "block_sparse_moe.gate.weight"))
+        names = [f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2")]
+        feed_forward += ffn(m.expert_ffn_dim, experts, "expert_", (names[0], names[1], names[2]))
     rows = [
         Param("embed", (m.vocab, m.dim), ("tensor", "fsdp"), std, False, "model.embed_tokens.weight"),
         Param("layers/attn_norm", (m.layers, m.dim), (None, None), None, False, layer + "input_layernorm.weight", stack=1),
@@ -84,9 +107,7 @@ def table(run: RunConfig) -> tuple[Param, ...]:
             "layers/mlp_norm", (m.layers, m.dim), (None, None), None, False,
             layer + "post_attention_layernorm.weight", stack=1,
         ),
-        matrix("gate", m.dim, m.ffn_dim, ("fsdp", "tensor"), std, "mlp.gate_proj.weight"),
-        matrix("up", m.dim, m.ffn_dim, ("fsdp", "tensor"), std, "mlp.up_proj.weight"),
-        matrix("down", m.ffn_dim, m.dim, ("tensor", "fsdp"), m.ffn_dim**-0.5 / math.sqrt(2 * m.layers), "mlp.down_proj.weight"),
+        *feed_forward,
         Param("norm", (m.dim,), (None,), None, False, "model.norm.weight"),
     ]  # fmt: skip
     if not m.tied:
@@ -104,29 +125,46 @@ def units(run: RunConfig) -> Iterator[Unit]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with the axes fsdp and tensor over `devices` (default: all local ones), axis types Auto.
+    """Mesh with the axes fsdp, expert and tensor over `devices` (default: all local ones), axis types Auto.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices.
     """
     devices = list(devices) if devices is not None else jax.local_devices()
-    fsdp = config.fsdp or len(devices) // config.tensor
-    if fsdp * config.tensor > len(devices) or fsdp == 0:
+    fsdp = config.fsdp or len(devices) // (config.tensor * config.expert)
+    shape = fsdp, config.expert, config.tensor
+    if math.prod(shape) > len(devices) or fsdp == 0:
         raise ConfigError(
-            f"mesh.fsdp {fsdp} x mesh.tensor {config.tensor} does not fit {len(devices)} devices: "
-            "lower one of them, or set mesh.cpu_devices on a CPU host"
+            f"mesh.fsdp {fsdp} x mesh.expert {config.expert} x mesh.tensor {config.tensor} does not fit "
+            f"{len(devices)} devices: lower one of them, or set mesh.cpu_devices on a CPU host"
         )
-    grid = np.array(devices[: fsdp * config.tensor]).reshape(fsdp, config.tensor)
-    return Mesh(grid, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(param: Param, mesh: Mesh) -> PartitionSpec:
-    """The parameter's PartitionSpec on this mesh: a dim is sharded only where each shard is a multiple of GRAIN."""
-    axes = [
-        axis if axis and mesh.shape[axis] > 1 and extent % (mesh.shape[axis] * GRAIN) == 0 else None
-        for extent, axis in zip(param.shape, param.axes, strict=True)
-    ]
-    return PartitionSpec(*axes)
+Axis = str | tuple[str, ...] | None  # what a PartitionSpec says of one dim
+
+
+def shards(mesh: Any, axis: Axis) -> int:
+    """Number of parts into which the mesh cuts a dim that lies over `axis`."""
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
+
+
+def spec(param: Param, mesh: Any) -> PartitionSpec:
+    """The parameter's PartitionSpec on this mesh: a dim is sharded only where each shard is a multiple of GRAIN.
+
+    What is not laid over "expert" lies over "fsdp" and "expert" together, or over "fsdp" where it does not divide.
+    """
+    joint = "expert" not in param.axes
+
+    def choose(dim: int, extent: int, axis: str | None) -> Axis:
+        grain = 1 if dim < param.stack else GRAIN
+        for choice in (BATCH, axis) if axis == "fsdp" and joint and mesh.shape["expert"] > 1 else (axis,):
+            if shards(mesh, choice) > 1 and extent % (shards(mesh, choice) * grain) == 0:
+                return choice
+        return None
+
+    axes = zip(param.shape, param.axes, strict=True)
+    return PartitionSpec(*(choose(dim, *of_dim) for dim, of_dim in enumerate(axes)))
 
 
 def shardings(run: RunConfig, mesh: Mesh) -> dict[str, NamedSharding]:

@@ -14,13 +14,19 @@ SMALL = ModelConfig(vocab=256, dim=128, layers=2, heads=4, kv_heads=2, head_dim=
 # Every dim divides over 8 devices in grains of 64, and heads over 2: really sharded on all the meshes of the tests.
 WIDE = ModelConfig(vocab=512, dim=512, layers=2, heads=8, kv_heads=2, head_dim=64, ffn_dim=512, tied=False)
 
+# A mixture with a shared expert, really sharded on meshes with the axis expert too.
+MIXTURE = ModelConfig(
+    vocab=512, dim=512, layers=2, heads=4, kv_heads=2, head_dim=64, ffn_dim=128, tied=False,
+    experts=4, experts_per_token=2, expert_ffn_dim=128,
+)  # fmt: skip
+
 
 def small_run(model: ModelConfig = SMALL, **inner) -> RunConfig:
     return RunConfig(name="test", model=model, inner=dataclasses.replace(InnerConfig(batch=8), **inner))
 
 
-def mesh_of(fsdp: int, tensor: int = 1):
-    return make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+def mesh_of(fsdp: int, tensor: int = 1, expert: int = 1):
+    return make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor, expert=expert), jax.devices()[: fsdp * tensor * expert])
 
 
 def rough_params(run: RunConfig, mesh=None, seed: int = 0):

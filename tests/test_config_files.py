@@ -22,6 +22,9 @@ PARAMETERS = {
     "1b": 1_235_814_400,
     "8b": 8_030_261_248,
     "70b": 70_553_706_496,
+    "moe-tiny": 2_602_112,
+    "moe-1b-a300m": 1_180_992_512,
+    "moe-100b": 99_726_266_368,
 }
 
 
@@ -54,7 +57,7 @@ def test_tiny_is_the_default_of_the_dataclasses():
     assert load("tiny") == (RunConfig(), NodeConfig())
 
 
-@pytest.mark.parametrize("name", ["150m", "1b", "8b", "70b"])
+@pytest.mark.parametrize("name", ["150m", "1b", "8b", "70b", "moe-1b-a300m", "moe-100b"])
 def test_large_ones_have_the_reference_setting(name):
     run, node = load(name)
     inner = dataclasses.replace(run.inner, decay_steps=0)

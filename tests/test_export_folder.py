@@ -155,7 +155,7 @@ def test_continued_training_from_imported_weights_lowers_the_held_out_loss(tmp_p
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled (yarn)"),
         ({"attention_bias": True}, "attention_bias is set"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"model_type": "mixtral"}, "model_type is 'mixtral'"),
+        ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": 192}, "--model.dim 192"),
         ({"num_hidden_layers": 1}, "has 9 tensors that a Llama does not have"),
@@ -289,3 +289,17 @@ def test_the_printed_settings_are_a_configuration_that_fits(exported, tmp_path):
     loaded = load_run(path)
     assert loaded.model == run.model
     same(params, import_folder(folder, dataclasses.replace(loaded, data=DataConfig()), mesh_of(1)))
+
+
+def test_a_mixture_of_experts_comes_back_and_a_shared_expert_is_refused(tmp_path):
+    mixture = dataclasses.replace(SMALL, ffn_dim=0, experts=4, experts_per_token=2, expert_ffn_dim=64)
+    run = run_of(mixture)
+    params = rough_params(run)
+    export_folder(tmp_path / "model", run, params.__getitem__)
+    same(import_folder(tmp_path / "model", run, mesh_of(4)), params)
+    with pytest.raises(ConfigError, match=r"set --model.experts_per_token 2"):
+        import_folder(tmp_path / "model", run_of(dataclasses.replace(mixture, experts_per_token=3)), mesh_of(1))
+    shared = run_of(dataclasses.replace(mixture, ffn_dim=64))
+    with pytest.raises(ConfigError, match="shared expert"):
+        export_folder(tmp_path / "other", shared, rough_params(shared).__getitem__)
+    assert not (tmp_path / "other").exists()

@@ -82,3 +82,23 @@ def test_a_generated_text_is_transformers_own_greedy_one(tmp_path):
         padded[0, : len(ours)] = ours
         ours = np.append(ours, forward(params, padded)[0, len(ours) - 1].argmax())
     np.testing.assert_array_equal(ours, text)
+
+
+MIXTRAL = dataclasses.replace(SMALL, ffn_dim=0, experts=6, experts_per_token=2, expert_ffn_dim=128)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_mixture_of_experts_is_a_mixtral(tmp_path, tied):
+    run = small_run(dataclasses.replace(MIXTRAL, tied=tied, vocab=512, rope_theta=500_000.0))
+    params = rough_params(run, mesh_of(2))
+    export_folder(tmp_path / "model", run, params.__getitem__, shard_bytes=2**20)
+    error, how = max_abs_logit_error(tmp_path / "model", run, params, mesh_of(2))
+    assert error is not None and error < TOLERANCE, how
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert type(theirs).__name__ == "MixtralForCausalLM"
+    theirs.save_pretrained(tmp_path / "again")
+    found = read_config(tmp_path / "again")
+    assert dataclasses.replace(found.model, load_balance=0.01, z_loss=1e-3) == run.model
+    back = import_folder(tmp_path / "again", run, mesh_of(4))
+    for name, value in params.items():
+        np.testing.assert_array_equal(np.asarray(back[name]), np.asarray(value), err_msg=name)

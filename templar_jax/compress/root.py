@@ -33,7 +33,8 @@ def make_root(run: RunConfig, mesh: Mesh, salt: int = 0) -> Callable[[dict[str, 
         parts = jax.device_get(sums([params[param.name] for param in table(run)], lane_salts))
         digest = hashlib.sha256(seed)
         for param, part in zip(table(run), parts, strict=True):
-            lanes = part.sum(axis=tuple(range(part.ndim - 2)), dtype=np.uint32)  # over shards: [units, LANES]
+            lanes = part.sum(axis=tuple(range(part.ndim - 1 - param.stack)), dtype=np.uint32)  # over shards of units
+            lanes = lanes.reshape(-1, LANES)
             for number, index in enumerate(np.ndindex(param.shape[: param.stack])):
                 name = param.name + "".join(f".{i}" for i in index)
                 digest.update(f"{name} {param.unit_shape} float32 ".encode() + lanes[number].astype("<u4").tobytes())
@@ -44,21 +45,23 @@ def make_root(run: RunConfig, mesh: Mesh, salt: int = 0) -> Callable[[dict[str, 
 
 @functools.lru_cache(maxsize=8)
 def _make_sums(run: RunConfig, mesh: Mesh) -> Callable:
-    """(params, salts uint32 [LANES]) -> per parameter uint32 [shards of each sharded dim..., units, LANES]."""
+    """(params, salts uint32 [LANES]) -> per parameter uint32 [shards of a unit by dim..., *stack, LANES]."""
     rows = table(run)
     specs = [spec(param, mesh) for param in rows]
 
     def on_shard(params: list[jax.Array], salts: jax.Array) -> list[jax.Array]:
         return [_unit_sums(*item, salts) for item in zip(rows, specs, params, strict=True)]
 
-    outs = [PartitionSpec(*(axis for axis in where if axis)) for where in specs]
+    outs = [
+        PartitionSpec(*(axis for axis in where[param.stack :] if axis), *where[: param.stack])
+        for param, where in zip(rows, specs, strict=True)
+    ]
     return jax.jit(
         jax.shard_map(on_shard, mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=outs, check_vma=False)
     )
 
 
 def _unit_sums(param: Param, where: PartitionSpec, shard: jax.Array, salts: jax.Array) -> jax.Array:
-    stack = shard.shape[: param.stack]
     extents = shard.shape[param.stack :]
     position = jnp.zeros(extents, jnp.uint32)  # row-major in the whole unit; a unit has fewer than 2**32 elements
     for dim, extent in enumerate(extents):
@@ -69,8 +72,8 @@ def _unit_sums(param: Param, where: PartitionSpec, shard: jax.Array, salts: jax.
     bits = jax.lax.bitcast_convert_type(shard, jnp.uint32)
     dims = tuple(range(param.stack, shard.ndim))
     lanes = [mix(bits ^ mix(position ^ salts[lane])).sum(dims, dtype=jnp.uint32) for lane in range(LANES)]
-    sums = jnp.stack(lanes, -1).reshape(math.prod(stack), LANES)
-    return sums.reshape(*(1 for axis in where if axis), *sums.shape)
+    sums = jnp.stack(lanes, -1)  # [*stack, LANES]
+    return sums.reshape(*(1 for axis in where[param.stack :] if axis), *sums.shape)
 
 
 def mix(x: jax.Array) -> jax.Array:

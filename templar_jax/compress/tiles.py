@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from templar_jax.config import RunConfig
-from templar_jax.sharding import Param, spec, table
+from templar_jax.sharding import Param, shards, spec, table
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def groups(run: RunConfig, mesh: Mesh, most: int = 2**28) -> list[tuple[str, ...
     made: list[tuple[str, ...]] = []
     filled = most
     for param in table(run):
-        shards = math.prod(mesh.shape[axis] for axis in spec(param, mesh) if axis)
-        elements = math.prod(param.shape) // shards
+        elements = math.prod(param.shape) // math.prod(shards(mesh, axis) for axis in spec(param, mesh))
         if filled + elements > most:
             made.append(())
             filled = 0

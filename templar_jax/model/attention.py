@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from templar_jax.errors import ConfigError
 from templar_jax.model.blockwise import blockwise_attention
+from templar_jax.sharding import BATCH
 
 
 def resolve_attention(choice: str, platform: str, dtype: str) -> str:
@@ -56,6 +57,6 @@ def attend(
     if mesh is None or mesh.size == 1:
         return blockwise_attention(q_BSNH, k_BSKH, v_BSKH)
     # Every sequence and head stands alone: no collectives, and the map over sequences sees its own shard only.
-    spec = PartitionSpec("fsdp", None, heads, None)
+    spec = PartitionSpec(BATCH, None, heads, None)
     sharded = jax.shard_map(blockwise_attention, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec)
     return sharded(q_BSNH, k_BSKH, v_BSKH)

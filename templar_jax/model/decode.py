@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from templar_jax.config import ModelConfig
 from templar_jax.model.attention import attend
 from templar_jax.model.layers import rms_norm, rope, rope_angles, swiglu
-from templar_jax.model.llama import STACK
+from templar_jax.model.moe import experts_ffn, route
 from templar_jax.model.placement import Placement
+from templar_jax.sharding import LAYERS
 
 
 class Cache(NamedTuple):
@@ -42,11 +43,11 @@ def unstack(model: ModelConfig, names: list[str], load: Callable[[str], jax.Arra
     rest = {}
     for name in names:
         value = load(name)
-        if not name.startswith(STACK):
+        if not name.startswith(LAYERS):
             rest[name] = value
             continue
         for layer, unit in zip(layers, _split(value), strict=True):
-            layer[name.removeprefix(STACK)] = unit
+            layer[name.removeprefix(LAYERS)] = unit
     return Weights(layers, rest)
 
 
@@ -81,7 +82,14 @@ def _layer(
     a_BSNH = attention(q_BSNH, k_BSKH, heads(h_BSD, "v", model.kv_heads))
     x_BSD = x_BSD + a_BSNH.reshape(*x_BSD.shape[:2], -1) @ weight("o")
     h_BSD = rms_norm(x_BSD, weight("mlp_norm"), model.norm_eps)
-    return x_BSD + swiglu(h_BSD @ weight("gate"), h_BSD @ weight("up")) @ weight("down")
+    if model.ffn_dim:
+        x_BSD = x_BSD + swiglu(h_BSD @ weight("gate"), h_BSD @ weight("up")) @ weight("down")
+    if model.experts:
+        routing, _ = route(h_BSD, weight("router"), model)
+        x_BSD = x_BSD + experts_ffn(
+            h_BSD, routing, (weight("expert_gate"), weight("expert_up"), weight("expert_down")), place
+        )
+    return x_BSD
 
 
 def _logits(weights: Weights, h_BD: jax.Array, model: ModelConfig, place: Placement) -> jax.Array:

@@ -1,4 +1,5 @@
-"""Llama as Flax NNX modules, and the bridge to the flat parameter dict that everything else uses.
+"""Llama (dense, or a mixture of experts in each layer) as Flax NNX modules, and the bridge to the flat parameter dict
+that everything else uses.
 
 The hot path is a pure function of the dict (`hidden`, `logits`): modules are merged from their graph and arrays where
 they are used, inside one `lax.scan` over the stacked layers. nnx.jit, nnx.scan and nnx.Optimizer stay out.
@@ -13,10 +14,9 @@ from flax import nnx
 from templar_jax.config import ModelConfig, RunConfig
 from templar_jax.model.attention import attend
 from templar_jax.model.layers import linear, rms_norm, rope, rope_angles, swiglu
+from templar_jax.model.moe import RouterStats, experts_ffn, route
 from templar_jax.model.placement import ALONE, Placement
-from templar_jax.sharding import table
-
-STACK = "layers/"
+from templar_jax.sharding import BATCH, LAYERS, table
 
 
 class Layer(nnx.Module):
@@ -36,18 +36,29 @@ class Layer(nnx.Module):
     def _heads(self, y_BSO: jax.Array) -> jax.Array:
         """A projection split into heads: [B, S, heads, H]."""
         y_BSNH = y_BSO.reshape(*y_BSO.shape[:2], -1, self.model.head_dim)
-        return self.place.constrain(y_BSNH, "fsdp", None, self.place.heads, None)
+        return self.place.constrain(y_BSNH, BATCH, None, self.place.heads, None)
 
-    def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def _feed_forward(self, h_BSD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
+        """The dense network, or the experts and (where there is one) the shared expert."""
+        parts, stats = [], None
+        if self.model.ffn_dim:
+            parts += self._linear(swiglu(*self._linear(h_BSD, "gate", "up")), "down")
+        if self.model.experts:
+            routing, stats = route(h_BSD, self._weight("router"), self.model)
+            weights = self._weight("expert_gate"), self._weight("expert_up"), self._weight("expert_down")
+            parts.append(experts_ffn(h_BSD, routing, weights, self.place))
+        return sum(parts[1:], parts[0]), stats
+
+    def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, RouterStats | None]:
         place, eps = self.place, self.model.norm_eps
         h_BSD = rms_norm(x_BSD, self._weight("attn_norm"), eps)
         q_BSNH, k_BSKH, v_BSKH = (self._heads(y) for y in self._linear(h_BSD, "q", "k", "v"))
         a_BSNH = attend(rope(q_BSNH, angles), rope(k_BSKH, angles), v_BSKH, place.attention, place.mesh, place.heads)
         (a_BSD,) = self._linear(a_BSNH.reshape(*x_BSD.shape[:2], -1), "o")
-        x_BSD = place.constrain(x_BSD + a_BSD, "fsdp", None, None)
+        x_BSD = place.constrain(x_BSD + a_BSD, BATCH, None, None)
         h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), eps)
-        (f_BSD,) = self._linear(swiglu(*self._linear(h_BSD, "gate", "up")), "down")
-        return place.constrain(x_BSD + f_BSD, "fsdp", None, None)
+        f_BSD, stats = self._feed_forward(h_BSD)
+        return place.constrain(x_BSD + f_BSD, BATCH, None, None), stats
 
 
 class Llama(nnx.Module):
@@ -55,10 +66,10 @@ class Llama(nnx.Module):
 
     def __init__(self, params: dict[str, jax.Array], model: ModelConfig, place: Placement = ALONE) -> None:
         self.model, self.place = model, place
-        stacked = {name.removeprefix(STACK): value for name, value in params.items() if name.startswith(STACK)}
+        stacked = {name.removeprefix(LAYERS): value for name, value in params.items() if name.startswith(LAYERS)}
         self.layers = Layer(stacked, model, place)
         for name, value in params.items():
-            if not name.startswith(STACK):
+            if not name.startswith(LAYERS):
                 setattr(self, name, nnx.Param(value))
 
     def _weight(self, name: str) -> jax.Array:
@@ -66,19 +77,23 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens_BS: jax.Array) -> jax.Array:
         """Final hidden states after the last norm, [B, S, D] in the compute dtype."""
+        return self.hidden_and_stats(tokens_BS)[0]
+
+    def hidden_and_stats(self, tokens_BS: jax.Array) -> tuple[jax.Array, RouterStats | None]:
+        """The hidden states, and what the routers did, stacked by layer (None: a dense model)."""
         m, place = self.model, self.place
         angles = rope_angles(tokens_BS.shape[1], m.head_dim, m.rope_theta)
-        x_BSD = place.constrain(self._weight("embed")[tokens_BS], "fsdp", None, None)
+        x_BSD = place.constrain(self._weight("embed")[tokens_BS], BATCH, None, None)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x_BSD, weights):
-            return nnx.merge(graph, weights)(x_BSD, angles), None
+            return nnx.merge(graph, weights)(x_BSD, angles)
 
         if place.remat != "none":
             policy = jax.checkpoint_policies.nothing_saveable
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x_BSD, _ = jax.lax.scan(layer, x_BSD, stacked, unroll=place.unroll)
-        return rms_norm(x_BSD, self._weight("norm"), m.norm_eps)
+        x_BSD, stats = jax.lax.scan(layer, x_BSD, stacked, unroll=place.unroll)
+        return rms_norm(x_BSD, self._weight("norm"), m.norm_eps), stats
 
     def head_weight(self) -> jax.Array:
         """[D, V] in the compute dtype; the embedding transposed where it is tied."""
@@ -88,7 +103,7 @@ class Llama(nnx.Module):
 
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
         logits_BSV = jnp.matmul(self.hidden(tokens_BS), self.head_weight(), preferred_element_type=jnp.float32)
-        return self.place.constrain(logits_BSV, "fsdp", None, self.place.vocab)
+        return self.place.constrain(logits_BSV, BATCH, None, self.place.vocab)
 
 
 def from_params(run: RunConfig, params: dict[str, jax.Array], place: Placement = ALONE) -> Llama:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from templar_jax.model.placement import Placement
+from templar_jax.sharding import BATCH
 
 
 def next_tokens(tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,7 +45,7 @@ def _join(x: jax.Array) -> jax.Array:
 def _chunk_nats(h_BCD, head_DV, targets_BC, weights_BC, place: Placement):
     """(nats_BC, log-probabilities_BCV, one-hot targets_BCV) of one chunk, f32."""
     logits_BCV = jnp.matmul(h_BCD, head_DV, preferred_element_type=jnp.float32)
-    logits_BCV = place.constrain(logits_BCV, "fsdp", None, place.vocab)
+    logits_BCV = place.constrain(logits_BCV, BATCH, None, place.vocab)
     hit_BCV = targets_BC[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2)
     lse_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
     if place.vocab is None:
@@ -82,7 +83,7 @@ def _sum_nats_fwd(h_BSD, head_DV, tokens_BS, place):
         nats_BC, log_p_BCV, hit_BCV = _chunk_nats(h_BCD, head_DV, targets_BC, weights_BC, place)
         d_logits_BCV = (jnp.exp(log_p_BCV) - hit_BCV.astype(jnp.float32)) * weights_BC[..., None]
         d_logits_BCV = d_logits_BCV.astype(h_BCD.dtype)
-        d_h_BCD = place.constrain(d_logits_BCV @ head_DV.T, "fsdp", None, None)
+        d_h_BCD = place.constrain(d_logits_BCV @ head_DV.T, BATCH, None, None)
         d_head_DV += jnp.einsum("bcd,bcv->dv", h_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
         return d_head_DV, (d_h_BCD, nats_BC.sum())
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.errors import ConfigError
 from templar_jax.model.attention import resolve_attention
-from templar_jax.sharding import spec, table
+from templar_jax.sharding import BATCH, LAYERS, Axis, shards, spec, table
 
 # On CPU the residuals that a scan stacks for the backward pass cost 15 to 20 % of a step in page faults and copies.
 CPU_UNROLL = 16
@@ -19,8 +19,8 @@ CPU_UNROLL = 16
 class Placement:
     """Static facts that the forward pass closes over. Hashable.
 
-    `weights` gives, per parameter and without its stack dims, the PartitionSpec under which a weight is *used*:
-    the axis fsdp gathered, the axis tensor kept. A `mesh` of None (or of one device) means: no constraints.
+    `weights` gives, per parameter and without its layer dim, the PartitionSpec under which a weight is *used*: the
+    axis fsdp gathered, tensor and that of the experts kept. A `mesh` of None (or of one device) means: no constraints.
     """
 
     mesh: Mesh | None = None
@@ -33,7 +33,7 @@ class Placement:
     vocab: str | None = None  # mesh axis of the logits
     weights: tuple[tuple[str, PartitionSpec], ...] = field(default=())
 
-    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+    def constrain(self, x: jax.Array, *axes: Axis) -> jax.Array:
         """`x` with its dims laid over the named mesh axes."""
         if self.mesh is None or self.mesh.size == 1:
             return x
@@ -58,13 +58,11 @@ def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placem
       ConfigError: an attention path that this machine does not have.
     """
 
-    def used(axis: str | tuple[str, ...] | None) -> str | None:
-        return "tensor" if axis == "tensor" else None
-
     gathered = []
     for param in table(run):
-        axes = [used(axis) for axis in spec(param, mesh)[param.stack :]]
-        gathered.append((param.name.removeprefix("layers/"), PartitionSpec(*axes)))
+        axes = spec(param, mesh)[1 if param.name.startswith(LAYERS) else 0 :]
+        kept = (axis if axis in ("tensor", "expert") else None for axis in axes)
+        gathered.append((param.name.removeprefix(LAYERS), PartitionSpec(*kept)))
     tensor, platform = mesh.shape["tensor"], mesh.devices.flat[0].platform
     by_heads = tensor > 1 and run.model.heads % tensor == 0 and run.model.kv_heads % tensor == 0
     return Placement(
@@ -81,12 +79,12 @@ def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placem
 
 
 def batch_sharding(mesh: Mesh, batch: int, what: str) -> NamedSharding:
-    """Sharding of tokens_BS: sequences over the axis fsdp.
+    """Sharding of tokens_BS: sequences over the axes fsdp and expert.
 
     Raises:
-      ConfigError: `batch` (named `what` in the message) does not divide over the axis.
+      ConfigError: `batch` (named `what` in the message) does not divide over them.
     """
-    fsdp = mesh.shape["fsdp"]
-    if batch % fsdp:
-        raise ConfigError(f"{what} {batch} does not divide over {fsdp} devices: set mesh.fsdp to a divisor of it")
-    return NamedSharding(mesh, PartitionSpec("fsdp", None))
+    parts = shards(mesh, BATCH)
+    if batch % parts:
+        raise ConfigError(f"{what} {batch} does not divide over {parts} devices: set mesh.fsdp to a divisor of it")
+    return NamedSharding(mesh, PartitionSpec(BATCH, None))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from templar_jax.config import ComputeConfig, MeshConfig, RunConfig
+from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.config_check import fit_mesh
 from templar_jax.model.placement import batch_sharding
 from templar_jax.plan.gpus import find, target_config
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     gpu, gpus = argv[0], int(argv[1])
     cli = parse_cli(argv[2:], "")
     fitted = fit_mesh(cli.run, cli.node, gpus)
-    mesh = make_mesh(MeshConfig(fitted.fsdp, fitted.tensor), _topology(gpu, fitted.fsdp * fitted.tensor))
+    mesh = make_mesh(fitted, _topology(gpu, fitted.fsdp * fitted.expert * fitted.tensor))
     compute, started = cli.node.compute, time.monotonic()
     wanted = "cudnn" if compute.attention == "auto" and compute.dtype == "bfloat16" else compute.attention
     paths = ["cudnn", "blockwise"] if wanted == "cudnn" else ["xla" if wanted == "auto" else wanted]

@@ -8,6 +8,7 @@ from templar_jax.config_check import micro_batch, node_problems
 from templar_jax.errors import ConfigError
 from templar_jax.plan.gpus import Gpu
 from templar_jax.plan.memory import Memory, plan_memory, plan_mesh
+from templar_jax.sharding import BATCH, shards
 
 MOST_GPUS = 1024
 HOST_GPUS = 8
@@ -29,23 +30,24 @@ def find_knob(run: RunConfig, node: NodeConfig, gpu: Gpu, gpus: int) -> str:
 def candidates(run: RunConfig, node: NodeConfig, gpus: int) -> Iterator[tuple[str, NodeConfig, int]]:
     """(what to change, the node with it, GPUs)."""
     mesh = plan_mesh(run, node, gpus)
-    fsdp, tensor, micro = mesh.shape["fsdp"], mesh.shape["tensor"], micro_batch(run, node)
+    parts, micro = shards(mesh, BATCH), micro_batch(run, node)
+    others = mesh.shape["tensor"] * mesh.shape["expert"]
     remat = _compute(node, remat="full")
     if node.compute.remat != "full":
         yield "--node.compute.remat full", remat, gpus
-    while micro > fsdp and micro % 2 == 0 and micro // 2 % fsdp == 0:
+    while micro > parts and micro % 2 == 0 and micro // 2 % parts == 0:
         micro //= 2
         flags = "" if node.compute.remat == "full" else "--node.compute.remat full "
         yield f"{flags}--node.compute.micro_batch {micro}", _compute(remat, micro_batch=micro), gpus
-    count = fsdp * tensor
+    count = mesh.size
     while count < MOST_GPUS:
         count *= 2
-        wide = count // tensor
-        micro = max(micro, wide)
+        wide = count // others
+        micro = max(micro, wide * mesh.shape["expert"])
         if run.inner.batch % micro:
             return
         changed = dataclasses.replace(
-            _compute(remat, micro_batch=micro), mesh=dataclasses.replace(node.mesh, fsdp=wide, tensor=tensor)
+            _compute(remat, micro_batch=micro), mesh=dataclasses.replace(node.mesh, fsdp=wide)
         )
         flags = f"--node.mesh.fsdp {wide} --node.compute.micro_batch {micro}"
         hosts = " on several hosts (not built yet)" if count > HOST_GPUS else ""

@@ -21,7 +21,7 @@ from templar_jax.compress.tiles import groups, tilings
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.config_check import fit_mesh, micro_batch
 from templar_jax.model.attention import resolve_attention
-from templar_jax.sharding import shardings, table
+from templar_jax.sharding import AXES, BATCH, shardings, shards, table
 from templar_jax.train.optimizer import make_optimizer, optimizer_shardings
 
 F32 = 4
@@ -51,7 +51,7 @@ class Memory:
 def plan_mesh(run: RunConfig, node: NodeConfig, gpus: int) -> AbstractMesh:
     """The mesh that a host with so many GPUs makes. Raises ConfigError as the node would."""
     mesh = fit_mesh(run, node, gpus)
-    return AbstractMesh((mesh.fsdp, mesh.tensor), ("fsdp", "tensor"))
+    return AbstractMesh((mesh.fsdp, mesh.expert, mesh.tensor), AXES)
 
 
 def plan_memory(run: RunConfig, node: NodeConfig, mesh: AbstractMesh, temporaries: tuple[int, str] | None) -> Memory:
@@ -93,7 +93,7 @@ def optimizer_bytes(run: RunConfig, mesh: Any) -> int:
 
 def token_bytes(run: RunConfig, mesh: Any) -> int:
     """An inner step's tokens and its index on a device."""
-    return run.inner.batch * run.data.sequence * 4 // mesh.shape["fsdp"] + 4
+    return run.inner.batch * run.data.sequence * 4 // shards(mesh, BATCH) + 4
 
 
 def largest_group(run: RunConfig, mesh: Any) -> int:
@@ -107,11 +107,14 @@ def step_temporaries(run: RunConfig, node: NodeConfig, mesh: Any) -> dict[str, i
     """An estimate of what XLA allocates during an inner step, beside its arguments, by cause. On the high side."""
     m, compute = run.model, node.compute
     c = 2 if compute.dtype == "bfloat16" else 4
-    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
-    sequences = -(-micro_batch(run, node) // fsdp)
+    tensor = mesh.shape["tensor"]
+    sequences = -(-micro_batch(run, node) // shards(mesh, BATCH))
     tokens = sequences * run.data.sequence
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
-    layer_params = sum(math.prod(p.unit_shape) for p in table(run) if p.stack) // tensor
+    layer_params = sum(
+        math.prod(p.shape[1:]) // (mesh.shape["expert"] if p.stack == 2 else 1) for p in table(run) if p.stack
+    )
+    layer_params //= tensor
     residuals = tokens * (4 * m.dim + (2 * q + 2 * kv + 3 * m.ffn_dim) // tensor) * c  # of one layer
     vocab_matrix = m.vocab * m.dim // tensor
     chunk = sequences * min(compute.loss_chunk, run.data.sequence) * m.vocab // tensor
@@ -126,6 +129,9 @@ def step_temporaries(run: RunConfig, node: NodeConfig, mesh: Any) -> dict[str, i
         "embedding and head gathered, and their gradients": vocab_matrix * ((1 if m.tied else 2) * c + 2 * F32),
         "logits of a chunk": 3 * chunk * F32,
     }
+    if m.experts:  # the worst case: all tokens of the axis expert choose this device's
+        copies = tokens * mesh.shape["expert"] * m.experts_per_token
+        parts["tokens in blocks for the experts"] = copies * (3 * m.dim + 2 * m.expert_ffn_dim // tensor) * c
     if resolve_attention(compute.attention, "gpu", compute.dtype) == "xla":
         parts["attention scores"] = 2 * sequences * m.heads * run.data.sequence**2 * F32 // tensor
     return parts
@@ -134,7 +140,7 @@ def step_temporaries(run: RunConfig, node: NodeConfig, mesh: Any) -> dict[str, i
 def host_bytes(run: RunConfig) -> dict[str, int]:
     """What the host holds: the copies of a checkpoint being written, and the contributions of an outer step."""
     params = sum(F32 * math.prod(param.shape) for param in table(run))
-    alone = AbstractMesh((1, 1), ("fsdp", "tensor"))
+    alone = AbstractMesh((1, 1, 1), AXES)
     kept = sum(tiling.kept for tiling in tilings(run).values())
     public = params * (2 if run.outer.momentum else 1)
     return {

@@ -14,6 +14,7 @@ from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.model.llama import Llama
 from templar_jax.model.loss import token_nats
 from templar_jax.model.placement import batch_sharding, make_placement
+from templar_jax.sharding import BATCH, shards
 from templar_jax.train.state import Params
 
 
@@ -22,14 +23,14 @@ def make_evaluate(
 ) -> Callable[[Params, jax.Array | np.ndarray], jax.Array]:
     """`evaluate(params, tokens_BS int32) -> losses_B`: nats summed over the S - 1 predicted positions, f32.
 
-    Any number of sequences: rows are added up to a multiple of the axis fsdp and dropped again.
+    Any number of sequences: rows are added until they spread over the devices, and dropped again.
 
     Raises:
       ConfigError: the attention path cannot run here.
     """
     place = make_placement(run, compute, mesh)
-    fsdp = mesh.shape["fsdp"]
-    tokens_at = batch_sharding(mesh, fsdp, "evaluation")
+    parts = shards(mesh, BATCH)
+    tokens_at = batch_sharding(mesh, parts, "evaluation")
 
     @jax.jit
     def losses(params: Params, tokens_BS: jax.Array) -> jax.Array:
@@ -38,7 +39,7 @@ def make_evaluate(
 
     def evaluate(params: Params, tokens_BS: jax.Array | np.ndarray) -> jax.Array:
         count = tokens_BS.shape[0]
-        padded = np.pad(np.asarray(tokens_BS, np.int32), ((0, -count % fsdp), (0, 0)))
+        padded = np.pad(np.asarray(tokens_BS, np.int32), ((0, -count % parts), (0, 0)))
         return jnp.asarray(losses(params, jax.device_put(padded, tokens_at)))[:count]
 
     return evaluate

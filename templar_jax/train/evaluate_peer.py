@@ -31,7 +31,7 @@ from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.model.llama import Llama
 from templar_jax.model.loss import token_nats
 from templar_jax.model.placement import Placement, make_placement
-from templar_jax.sharding import shardings, spec
+from templar_jax.sharding import BATCH, shardings, shards, spec
 from templar_jax.train.state import Params, ordered
 
 Tokens = jax.Array | np.ndarray
@@ -66,7 +66,7 @@ def make_evaluate_peer(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Pe
       ConfigError: the attention path cannot run here.
     """
     rows = _rows(run, compute, mesh)
-    tokens_at = NamedSharding(mesh, PartitionSpec(None, "fsdp", None))
+    tokens_at = NamedSharding(mesh, PartitionSpec(None, BATCH, None))
     model = make_placement(run, compute, mesh)
 
     def evaluate(params: Params, tokens_CMS: jax.Array) -> jax.Array:
@@ -107,9 +107,9 @@ def make_evaluate_peer(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Pe
 
 
 def _rows(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> int:
-    """M: sequences of one forward pass: a training micro-batch, which is known to fit, made to divide over fsdp."""
-    fsdp = mesh.shape["fsdp"]
-    return max(fsdp, (compute.micro_batch or run.inner.batch) // fsdp * fsdp)
+    """M: sequences of one forward pass: a training micro-batch, which is known to fit, made to spread over devices."""
+    parts = shards(mesh, BATCH)
+    return max(parts, (compute.micro_batch or run.inner.batch) // parts * parts)
 
 
 def _losses(run: RunConfig, model_at: Placement, params: Params, tokens_CMS: jax.Array) -> jax.Array:
@@ -135,7 +135,13 @@ def put(run: RunConfig, mesh: Mesh, contribution: Contribution, tables: aggregat
     indices = {name: None if cut[name].full else placed(name, contribution[name].indices) for name in cut}
     codes = {name: placed(name, contribution[name].codes) for name in cut}
     scales = {name: placed(name, contribution[name].scales) if sign1 else None for name in cut}
-    return indices, codes, scales, jax.device_put(tables, NamedSharding(mesh, PartitionSpec())), np.uint32(0)
+    tables_at = {name: NamedSharding(mesh, of_units(tiling, mesh)) for name, tiling in cut.items()}
+    return indices, codes, scales, jax.device_put(tables, tables_at), np.uint32(0)
+
+
+def of_units(tiling: Tiling, mesh: Mesh) -> PartitionSpec:
+    """Where [*stack, E] lies: with its units."""
+    return PartitionSpec(*spec(tiling.param, mesh)[: tiling.param.stack])
 
 
 def _where(tiling: Tiling, indices: jax.Array | None, codes: jax.Array) -> tuple[jax.Array, ...]:
@@ -185,8 +191,8 @@ def make_apply(run: RunConfig, mesh: Mesh) -> Callable[..., tuple[Params, Params
         return {name: param for name, (param, _) in made.items()}, {name: old for name, (_, old) in made.items()}
 
     at = {name: spec(tiling.param, mesh) for name, tiling in cut.items()}
-    none = PartitionSpec()
-    specs = (at, at, at, at, none, none)
+    tables_at = {name: of_units(tiling, mesh) for name, tiling in cut.items()}
+    specs = (at, at, at, at, tables_at, PartitionSpec())
     mapped = jax.shard_map(on_shard, mesh=mesh, in_specs=specs, out_specs=(at, at), check_vma=False)
     return jax.jit(mapped, donate_argnums=() if run.compress.dct else 0)
 

@@ -17,8 +17,9 @@ from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.errors import ConfigError
 from templar_jax.model.llama import Llama
 from templar_jax.model.loss import sum_nats
+from templar_jax.model.moe import router_loss
 from templar_jax.model.placement import Placement, batch_sharding, make_placement
-from templar_jax.sharding import shardings
+from templar_jax.sharding import BATCH, shardings
 from templar_jax.train.optimizer import make_optimizer, optimizer_shardings
 from templar_jax.train.schedule import learning_rate
 from templar_jax.train.state import Params, ordered
@@ -44,21 +45,27 @@ class Inner:
 
 
 def loss_and_grads(run: RunConfig, place: Placement, params: Params, tokens_BS: jax.Array) -> tuple[jax.Array, Params]:
-    """(mean nats per target, its gradients) of one batch in one forward and backward pass."""
+    """(mean nats per target, gradients) of one batch in one forward and backward pass.
+
+    The gradients of a mixture of experts are those of the nats and of the routers' losses, means over layers.
+    """
     targets = tokens_BS.shape[0] * (tokens_BS.shape[1] - 1)
 
-    def loss(params: Params) -> jax.Array:
+    def loss(params: Params) -> tuple[jax.Array, jax.Array]:
         model = Llama(params, run.model, place)
-        return sum_nats(model.hidden(tokens_BS), model.head_weight(), tokens_BS, place) / targets
+        hidden_BSD, stats = model.hidden_and_stats(tokens_BS)
+        nats = sum_nats(hidden_BSD, model.head_weight(), tokens_BS, place) / targets
+        return nats + router_loss(run.model, stats), nats
 
-    return jax.value_and_grad(loss)(params)
+    (_, nats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return nats, grads
 
 
 def accumulated(run: RunConfig, place: Placement, micro: int, params: Params, tokens_BS: jax.Array):
     """`loss_and_grads` over micro-batches of `micro` sequences, one at a time in memory."""
     if micro == tokens_BS.shape[0]:
         return loss_and_grads(run, place, params, tokens_BS)
-    parts = place.constrain(tokens_BS.reshape(-1, micro, tokens_BS.shape[1]), None, "fsdp", None)
+    parts = place.constrain(tokens_BS.reshape(-1, micro, tokens_BS.shape[1]), None, BATCH, None)
 
     def add(total, part_MS):
         return jax.tree.map(jnp.add, total, loss_and_grads(run, place, params, part_MS)), None

@@ -27,17 +27,15 @@ def _muon(config: InnerConfig) -> optax.GradientTransformation:
     The factor 0.2 * sqrt(max(rows, columns)) gives the update the RMS that AdamW's has, so that one learning rate
     serves both (https://arxiv.org/abs/2502.16982).
     """
-    dims = optax.contrib.MuonDimensionNumbers(
-        reduction_axis=1, output_axis=2
-    )  # a batch of matrices: dim 0 is the layer
+
+    def dims(tree):  # batches of matrices: the dims in front are the layer and the expert
+        return jax.tree.map(lambda u: optax.contrib.MuonDimensionNumbers(u.ndim - 2, u.ndim - 1), tree)
 
     def scaled(updates, _params=None):
         return jax.tree.map(lambda u: u * (0.2 * max(u.shape[-2:]) ** 0.5), updates)
 
     return optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=MUON_BETA, weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: dims, tree)
-        ),
+        optax.contrib.scale_by_muon(beta=MUON_BETA, weight_dimension_numbers=dims),
         optax.stateless(scaled),
     )
 
