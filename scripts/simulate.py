@@ -15,10 +15,12 @@ from templar_jax.errors import ConfigError
 ATTACK = "the last COUNT peers (or validators) are adversaries; may be given again; `list` shows them all"
 FAULT = "what goes wrong in windows 2 to N-3, for that share of operations or nodes; `list` shows them all"
 
+VALIDATORS = "validators beside them (default 1 where an attack is named, else 0)"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", type=int, default=4, metavar="P", help="miners (default 4)")
-    parser.add_argument("--validators", type=int, default=0, metavar="V", help="validators beside them (default 0)")
+    parser.add_argument("--validators", type=int, metavar="V", help=VALIDATORS)
     parser.add_argument("--windows", type=int, default=5, metavar="N", help="windows of each (default 5)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of keys, block hashes and chance (default 0)")
     parser.add_argument("--attack", action="append", default=[], metavar="NAME:COUNT", help=ATTACK)
@@ -29,6 +31,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     cli = parse_cli(argv, __doc__ or "", arguments)
+    if cli.args.validators is None:
+        cli.args.validators = int(bool(cli.args.attack))
     for name, least in (("peers", 1), ("windows", 1), ("times", 1), ("validators", 0)):
         if getattr(cli.args, name) < least:
             raise ConfigError(f"--{name} {getattr(cli.args, name)}: set it to {least} or more")

@@ -19,7 +19,7 @@ from templar_jax.data.pages import Pages
 from templar_jax.incentive.rules import rules
 from templar_jax.node.engine import Engine
 from templar_jax.node.lifecycle import miner, run_node
-from templar_jax.node.records import MemoryRecords
+from templar_jax.node.records import MemoryRecords, read_all
 from templar_jax.node.seals import MemorySeals
 from templar_jax.node.validator import validator
 from templar_jax.node.world import Costs, Node, World
@@ -56,15 +56,19 @@ class Outcome:
     """What a simulation came to: every event, and the nodes as they ended (None: stopped before it had a state).
 
     roles: the role of each node by its name, "honest" or a row of zoo/table.
+    hotkeys: the node that each hotkey belongs to.
+    evidence: what each validator recorded, by its name: one line of evidence a window.
     """
 
     log: tuple[Entry, ...]
     nodes: tuple[Node | None, ...]
     roles: Mapping[str, str] = field(default_factory=dict)
+    hotkeys: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def role(self, node: str) -> str:
-        """Of a node, or of the one whose owner started it (NAME.2 belongs to NAME)."""
-        return self.roles.get(node.partition(".")[0], "honest")
+        """Of a node, or of the one whose owner started it."""
+        return self.roles.get(owner(node), "honest")
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Network:
     stops: dict[str, asyncio.Event] = field(default_factory=dict)  # set one to stop its node cleanly
     until: int | None = None  # nodes stop when they have applied this window
     starts: dict[str, int] = field(default_factory=dict)
+    hotkeys: dict[str, str] = field(default_factory=dict)  # hotkey -> name of its node
     watch: Callable[[Entry], None] = lambda entry: None  # hears everything as it happens
 
     def __post_init__(self) -> None:
@@ -129,7 +134,9 @@ class Network:
             entropy=entropy(self.seed, f"{name}/{start}"),
         )
         self.store.owners[name] = role.serve
-        return role.alter(world if self.faults is None else around(world, self.chain, name, self.faults))
+        world = role.alter(world if self.faults is None else around(world, self.chain, name, self.faults))
+        self.hotkeys[world.hotkey] = name
+        return world
 
     async def life(self, name: str, windows: int, role: Role = HONEST, stake: float | None = None) -> Node | None:
         """`windows` windows of a miner (with `stake`: a validator). With faults: until the chain's window of that
@@ -214,6 +221,8 @@ def simulate(
       settings: further fields of `Network`.
     """
     log: list[Entry] = []
+    hotkeys: dict[str, str] = {}
+    disks: dict[str, Disk] = {}
     miners = cast(attacks or {}, "miner", [f"peer-{number:02d}" for number in range(peers)])
     scorers = cast(attacks or {}, "validator", [f"validator-{number}" for number in range(validators)])
 
@@ -224,7 +233,8 @@ def simulate(
     limits = Limits(max_uids=peers + validators) if full else None
 
     async def world() -> tuple[Node | None, ...]:
-        network = open_network(run, engine, pages, seed, limits, costs=costs, log=log, faults=weather, **settings)
+        kept: Any = dict(log=log, hotkeys=hotkeys, disks=disks)
+        network = open_network(run, engine, pages, seed, limits, costs=costs, faults=weather, **kept, **settings)
         network.until = windows if faults else None
         jobs = [network.life(name, windows, role) for name, (_, role) in miners.items()]
         for rank, (name, (_, role)) in enumerate(scorers.items()):
@@ -239,7 +249,14 @@ def simulate(
         return tuple(None if isinstance(end, BaseException) else end for end in ends)
 
     nodes = run_virtual(world, horizon=(LONGEST * windows + 20) * run.window.blocks * BLOCK_SECONDS)
-    return Outcome(tuple(log), nodes, {name: role for name, (role, _) in (miners | scorers).items()})
+    roles = {name: role for name, (role, _) in (miners | scorers).items()}
+    evidence = {name: tuple(each.evidence for each in read_all(disks[name].records)) for name in scorers}
+    return Outcome(tuple(log), nodes, roles, hotkeys, evidence)
+
+
+def owner(node: str) -> str:
+    """The node whose owner started this one: NAME.2 belongs to NAME."""
+    return node.partition(".")[0]
 
 
 def cast(attacks: Mapping[str, int], acts: str, names: list[str]) -> dict[str, tuple[str, Role]]:

@@ -2,34 +2,47 @@
 
 from typing import Any
 
+from templar_jax.incentive.rules import rules
 from templar_jax.node.judge import PROVABLE
-from templar_jax.simulate.network import Entry, Outcome, digest, healed, roots
-from templar_jax.telemetry.events import Alarm, ManifestApplied, Registered, Scored, StepDone
+from templar_jax.simulate.facts import Facts, Peer, facts, heldout_loss
+from templar_jax.simulate.network import Entry, Outcome, healed, roots
+from templar_jax.simulate.pay import LATE, Paid, mean, paid, per_compute, read
+from templar_jax.telemetry.events import Alarm, ManifestApplied, Scored
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
-    """The figures of `simulate.py --json`. Losses are means over nodes, in nats per token."""
-    log = outcome.log
-    found = roots(log)
+    """The figures of `simulate.py --json`. Losses are in nats per token.
+
+    Pay is by the default rules; what the reference's rules would have paid for the same evidence stands beside it
+    under "v213". It is that of the first honest validator; without one nobody is paid.
+    """
+    known, log, found = facts(outcome, heldout_loss(outcome)), outcome.log, roots(outcome.log)
     applied = [entry.event for entry in log if isinstance(entry.event, ManifestApplied)]
-    uids = {entry.node: entry.event.uid for entry in log if isinstance(entry.event, Registered)}
+    judge = next((name for name, role in known.validators.items() if role == "honest"), None)
+    seen = read(outcome.evidence[judge]) if judge else []
+    by_default, by_v213 = (paid(rules(name), seen, known) for name in ("default", "v213"))
+    trained = [loss for loss in known.losses if loss is not None]
     return {
-        "events": len(log),
-        "log_sha256": digest(log),
-        "state_roots_equal": bool(found) and all(len(each) == 1 for each in found.values()),
+        "events": known.events,
+        "log_sha256": known.log_sha256,
+        "state_roots_equal": known.state_roots_equal,
         "windows_split": sorted(window for window, each in found.items() if len(each) > 1),
         "healed": healed(log),
-        "windows": len(found),
+        "windows": len(known.windows),
         "windows_empty": sorted(found.keys() - {one.window for one in applied if one.accepted}),
-        "seconds": log[-1].time if log else 0.0,
-        "loss": _loss(log),
-        "alarms": sum(isinstance(entry.event, Alarm) for entry in log),
+        "seconds": known.seconds,
+        "loss": {
+            "first_window": trained[0] if trained else None,
+            "last_window": trained[-1] if trained else None,
+            "heldout": known.heldout,
+        },
+        "alarms": len(known.alarms),
         "alarms_by_kind": alarms(log),
         "violations": sum(len(e.event.violations) for e in log if isinstance(e.event, Scored)),
-        "per_uid": [
-            {"node": node, "uid": uid, "role": outcome.role(node), **_of_uid(log, uid)}
-            for node, uid in sorted(uids.items())
-        ],
+        "honest_weight_share": honest_share(known, by_default),
+        "v213_honest_weight_share": honest_share(known, by_v213),
+        "validators": known.validators,
+        "per_uid": [{**of_peer(known, peer, by_default), "v213": of_pay(known, peer, by_v213)} for peer in known.peers],
     }
 
 
@@ -44,24 +57,47 @@ def alarms(log: tuple[Entry, ...]) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def _loss(log: tuple[Entry, ...]) -> dict[str, float | None]:
-    by_window: dict[int, list[float]] = {}
-    for entry in log:
-        if isinstance(entry.event, StepDone):
-            by_window.setdefault(entry.event.window, []).append(entry.event.loss)
-    means = [sum(by_window[window]) / len(by_window[window]) for window in sorted(by_window)]
-    return {"first_window": means[0] if means else None, "last_window": means[-1] if means else None}
+def count(words: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in words:
+        found[word] = found.get(word, 0) + 1
+    return dict(sorted(found.items()))
 
 
-def _of_uid(log: tuple[Entry, ...], uid: int) -> dict[str, Any]:
-    """In how many windows its contribution was taken, and why not in the others; each window once."""
-    verdicts: dict[int, ManifestApplied] = {}
-    for entry in log:
-        if isinstance(entry.event, ManifestApplied):
-            verdicts.setdefault(entry.event.window, entry.event)
-    refused: dict[str, int] = {}
-    for event in verdicts.values():
-        reason = dict(event.refused).get(uid)
-        if reason is not None:
-            refused[reason] = refused.get(reason, 0) + 1
-    return {"accepted": sum(uid in event.accepted for event in verdicts.values()), "refused_reasons": refused}
+def honest_share(known: Facts, by_rules: Paid) -> float | None:
+    """Mean over windows of the honest peers' part of all pay. None: nobody was ever paid."""
+    honest = [peer.node for peer in known.peers if peer.role == "honest"]
+    shares = []
+    for number in range(len(known.windows)):
+        total = sum(weights[number] for weights in by_rules.weights.values())
+        if total > 0.0:
+            shares.append(sum(by_rules.weights[node][number] for node in honest) / total)
+    return mean(shares) if shares else None
+
+
+def of_peer(known: Facts, peer: Peer, by_rules: Paid) -> dict[str, Any]:
+    work = sum(sum(each.steps) for each in known.peers)
+    return {
+        "node": peer.node,
+        "uid": peer.uids[-1] if peer.uids else None,
+        "uids": peer.uids,
+        "role": peer.role,
+        "compute_share": sum(peer.steps) / work if work else 0.0,
+        "accepted": peer.accepted,
+        "refused_reasons": peer.refused,
+        "violations": by_rules.violations[peer.node],
+        **of_pay(known, peer, by_rules),
+    }
+
+
+def of_pay(known: Facts, peer: Peer, by_rules: Paid) -> dict[str, Any]:
+    """Shares of weight are means over windows: all, and the second twenty of a simulation that has them."""
+    weights = by_rules.weights[peer.node]
+    late = len(known.windows) >= LATE.stop
+    return {
+        "weight_share": mean(weights),
+        "weight_share_20_40": mean(weights[LATE]) if late else None,
+        "pay_per_compute": per_compute(known, by_rules, [peer.node]),
+        "pay_per_compute_20_40": per_compute(known, by_rules, [peer.node], LATE) if late else None,
+        "findings": by_rules.findings[peer.node],
+    }

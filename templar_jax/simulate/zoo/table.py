@@ -6,6 +6,7 @@ A new one is a function that makes its roles, in a file of its class, and a row 
 from collections.abc import Mapping
 
 from templar_jax.simulate.zoo import (
+    absent,
     copied,
     invented,
     malformed,
@@ -20,6 +21,7 @@ from templar_jax.simulate.zoo import (
 from templar_jax.simulate.zoo.entry import Adversary
 
 ROLES: Mapping[str, Adversary] = {
+    **absent.ROWS,
     **invented.ROWS,
     **malformed.ROWS,
     **repeated.ROWS,

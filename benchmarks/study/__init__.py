@@ -1,0 +1,1 @@
+"""What cheating earns: simulations, their results as small JSON files, and the page made of them."""
