@@ -27,17 +27,19 @@ def story(second_root: str) -> Outcome:
         Entry(3.0, "b", ManifestApplied(1, 1, (0,), ((1, "no-key"),), second_root)),
         Entry(4.0, "a", Alarm(1, "two-manifests", 1, "blocks 1 and 2")),
     ]
-    return Outcome(tuple(log), (), {"a": "honest", "b": "noise"})
+    return Outcome(tuple(log), (), {"a": "honest", "b": "noise"}, {"5A": "a", "5B": "b"})
 
 
 def test_figures_count_each_window_once():
     found = figures(story("aa"))
     assert found["state_roots_equal"] and found["windows"] == 1 and found["alarms"] == 1 and found["events"] == 7
-    assert found["loss"] == {"first_window": 5.0, "last_window": 5.0}
-    assert found["per_uid"] == [
-        {"node": "a", "uid": 0, "role": "honest", "accepted": 1, "refused_reasons": {}},
-        {"node": "b", "uid": 1, "role": "noise", "accepted": 0, "refused_reasons": {"no-key": 1}},
+    assert found["loss"] == {"first_window": 5.0, "last_window": 5.0, "heldout": None}
+    kept = ("node", "uid", "role", "accepted", "refused_reasons", "compute_share")
+    assert [tuple(one[name] for name in kept) for one in found["per_uid"]] == [
+        ("a", 0, "honest", 1, {}, 0.5),
+        ("b", 1, "noise", 0, {"no-key": 1}, 0.5),
     ]
+    assert found["honest_weight_share"] is None  # without a validator nobody is paid
 
 
 def test_two_roots_of_one_window_are_told():

@@ -84,7 +84,7 @@ def heldout_loss(outcome: Outcome) -> float | None:
     """Loss of the last global model of one honest miner on held-out sequences, nats per token."""
     from templar_jax.node.engine import heldout_nats  # needs a device
 
-    for (name, role), node in zip(outcome.roles.items(), outcome.nodes, strict=True):
+    for (name, role), node in zip(outcome.roles.items(), outcome.nodes, strict=False):
         if node is not None and role == "honest" and not name.startswith("validator"):
             size = node.run.inner.batch
             tokens_NS, _ = node.pages.read_heldout(HELDOUT_SEQUENCES)

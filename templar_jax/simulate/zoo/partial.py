@@ -94,9 +94,13 @@ def at_rate(engine: Engine, rate: float) -> Engine:
 
 ROWS = {
     "lazy50": Adversary("b", "does half of the steps and claims all", alone(lambda: lazy(0.5))),
+    "lazy25": Adversary("b", "does a quarter of the steps and claims all", alone(lambda: lazy(0.25))),
     "lazy20": Adversary("b", "does a fifth of the steps and claims all", alone(lambda: lazy(0.2))),
     "lazy50-rescaled": Adversary(
         "b", "half of the steps, with the median norm of the last contributions", alone(lambda: lazy(0.5, True))
+    ),
+    "lazy25-rescaled": Adversary(
+        "b", "a quarter of the steps, with the median norm of the last contributions", alone(lambda: lazy(0.25, True))
     ),
     "lazy20-rescaled": Adversary(
         "b", "a fifth of the steps, with the median norm of the last contributions", alone(lambda: lazy(0.2, True))
