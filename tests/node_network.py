@@ -28,7 +28,15 @@ RUN = RunConfig(
     name="mini",
     model=ModelConfig(vocab=320, dim=64, layers=1, heads=1, kv_heads=1, head_dim=64, ffn_dim=64),
     window=WindowConfig(
-        blocks=16, seed_lookback=2, deadline=8, commit_lead=1, keys=10, manifest=11, leader_slot=1, leaders=3
+        blocks=16,
+        seed_lookback=2,
+        deadline=8,
+        commit_lead=1,
+        keys=10,
+        evaluate=1,
+        manifest=11,
+        leader_slot=1,
+        leaders=3,
     ),
     inner=InnerConfig(steps=2, batch=4),
     data=DataConfig(sequence=32, page=4, slots=12),

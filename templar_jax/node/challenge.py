@@ -1,7 +1,7 @@
 """The state challenge: does a miner hold the parameters that its contribution starts from?
 
     salt   = sha256(domain | hash of block K(w)+F | the miner's hotkey)
-    answer = root of theta_w under that salt, 32 bytes at w/WINDOW/root in its bucket, before block `challenge_due`
+    answer = root of theta_w under that salt, 32 bytes at w/WINDOW/root in its bucket, by block `answers_due`
 
 theta_w has been fixed since window w-1, and nobody knows the salt before K(w)+F, so the answer takes a pass over the
 parameters; another hotkey's answer is another number. A validator compares with its own theta_w. It is a sign of
@@ -33,7 +33,7 @@ async def answer(node: Node, window: int, params: Params) -> None:
     """Publishes this node's answer; params: theta_w. Block K(w)+F is final. Raises Stopped."""
     world, timetable = node.world, node.timetable(window)
     value = await _answer_of(node, params, salt(await world.chain.block_hash(timetable.evaluation_block), world.hotkey))
-    until = await world.chain.eta(timetable.challenge_due)
+    until = await world.chain.eta(timetable.answers_due)
     what = f"window {window}: answering the state challenge"
     await insist(world, lambda: world.bucket.put(root_key(window), value), until, what)
 
@@ -49,8 +49,8 @@ async def expect(node: Node, window: int, params: Params, claims: Iterable[Claim
 
 
 async def compare(node: Node, window: int, claims: Iterable[Claim], expected: dict[int, bytes]) -> dict[int, str]:
-    """By uid: SAME, OTHER, or ABSENT where nothing was served before block `challenge_due`."""
-    until = await node.world.chain.eta(node.timetable(window).challenge_due)
+    """By uid: SAME, OTHER, or ABSENT where nothing was served by block `answers_due`."""
+    until = await node.world.chain.eta(node.timetable(window).answers_due)
 
     async def one(claim: Claim) -> str:
         asking = persist(node.world, until, lambda seconds: _fetch(node.world, claim, window, seconds))

@@ -51,9 +51,9 @@ class Timetable:
         return self.manifest + self.config.leaders * self.config.leader_slot
 
     @property
-    def challenge_due(self) -> int:
-        """First block in which nobody waits for the answer to the state challenge any more."""
-        return self.manifest_end
+    def answers_due(self) -> int:
+        """Block after which nobody waits for a miner's answers about this window: halfway to the next deadline."""
+        return self.start + self.config.blocks + self.config.deadline // 2
 
     def leader_slot(self, rank: int) -> tuple[int, int]:
         first = self.manifest + rank * self.config.leader_slot

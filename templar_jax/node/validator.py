@@ -137,7 +137,6 @@ async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
     world, window = node.world, seen.state.window
     try:
         await _score_window(memory, node, seen, after)
-        await _set_weights(memory, node, window)
     except Stopped:
         return
     except (ChainError, ConfigError, DataError, StoreError) as error:
@@ -148,8 +147,8 @@ async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
 
 async def _score_window(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
     world, window = node.world, seen.state.window
-    if window <= memory.state.window:
-        return  # scored before a restart
+    if window <= memory.state.window:  # scored before a restart
+        return await _set_weights(memory, node, window)
     if not await until_final(world.chain, world.clock, node.timetable(window).evaluation_block, world.stop):
         return
     until = await world.chain.eta(node.timetable(window + 1).deadline)
@@ -157,6 +156,7 @@ async def _score_window(memory: Memory, node: Node, seen: Seen, after: Any) -> N
     health = asyncio.ensure_future(challenge.compare(node, window, seen.claims, expected))
     try:
         await _score_peers(memory, node, seen, after, until)
+        await _set_weights(memory, node, window)
         world.emit(Challenged(window, await health))
     finally:
         health.cancel()
