@@ -24,6 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--miners", type=int, default=3, metavar="N", help="(default %(default)s)")
     parser.add_argument("--validators", type=int, default=2, metavar="M", help="(default %(default)s)")
     parser.add_argument("--windows", type=int, default=12, metavar="W", help="then stop (default %(default)s)")
+    stores = "folders, or a real S3 server (extra s3)"
+    parser.add_argument("--store", choices=("files", "s3"), default="files", help=f"{stores} (default %(default)s)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write it there (default: the network's folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
 
@@ -35,6 +37,10 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{name} {getattr(cli.args, name)}: set it to {least} or more")
     if cli.node.hotkey or cli.node.network.bucket:
         raise ConfigError("node.hotkey and node.network.bucket are one node's: leave them out, each gets its own")
+    if cli.args.store == "s3":
+        from templar_jax.localnet.storage import find_program
+
+        find_program()
     return run(cli, argv)
 
 
@@ -58,7 +64,7 @@ def run(cli: Cli, argv: list[str]) -> int:
     home = network.new_home(root)
     devices = network.devices_each(args.miners + args.validators)
     node = network.node_settings(cli.node, home, pinned, devices)
-    made = network.Network(pinned, node, home, args.miners, args.validators)
+    made = network.Network(pinned, node, home, args.miners, args.validators, args.store == "s3")
     say(f"{home}: {args.miners} miners and {args.validators} validators; Ctrl-C stops them all cleanly")
     watched = asyncio.run(loop.run(made, args.windows, open_screen(console), say))
     found = figures.figures(watched)

@@ -5,6 +5,8 @@ import asyncio
 import dataclasses
 import io
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from templar_jax.chain.keys import load_or_create
 from templar_jax.chain.port import Metagraph, Neuron
 from templar_jax.config_load import load, shipped
-from templar_jax.errors import ConfigError
-from templar_jax.localnet import plots, processes
+from templar_jax.errors import ConfigError, StoreError
+from templar_jax.localnet import plots, processes, storage
 from templar_jax.localnet.figures import exit_code, figures
 from templar_jax.localnet.follow import Follow
 from templar_jax.localnet.measure import BUSY, Speed, fit_block, start_seconds, window_seconds
@@ -25,6 +28,7 @@ from templar_jax.localnet.report import write_report
 from templar_jax.localnet.story import Story, rows
 from templar_jax.localnet.table import Now, PlainLines, cells, draw
 from templar_jax.localnet.watched import Watched
+from templar_jax.store.open import open_bucket, open_reader
 
 SPEED = Speed(start=3.0, step=0.005, compress=0.002, apply=0.002, held_out=0.01, peer=0.03)
 WINDOWS = range(2, 6)
@@ -79,17 +83,16 @@ def make_network(tmp_path: Path) -> Network:
 def test_uids_follow_the_order_of_names_and_block_0_is_ahead(tmp_path):
     made = make_network(tmp_path)
 
-    async def story() -> list[int]:
+    async def story() -> list[str]:
         chain = make_chain(made, 0.3)
         assert await chain.head() == 0 and await chain.eta(0) > time.time()
-        await register(made, chain, ["b", "a", "c"])
-        keys = [(tmp_path / "wallet" / name) for name in ("b", "a", "c")]
-        assert all(key.exists() for key in keys)
+        await register(made, chain)
         found = (await chain.metagraph()).neurons
         chain.close()
-        return [neuron.uid for neuron in found]
+        return [neuron.hotkey for neuron in found]
 
-    assert asyncio.run(story()) == [0, 1, 2]
+    wallets = [tmp_path / "wallet" / name for name in ("miner-0", "miner-1", "validator-0")]
+    assert asyncio.run(story()) == [load_or_create(wallet).ss58_address for wallet in wallets]
 
 
 SLEEPS = "import signal, time; print('ready', flush=True); time.sleep(60)"
@@ -98,9 +101,9 @@ IGNORES = SLEEPS.replace("print", "signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 def test_who_does_not_end_when_asked_is_killed_and_nobody_else(tmp_path):
     async def story() -> None:
-        deaf = processes.start("deaf", "miner", ["-c", IGNORES], tmp_path / "deaf.log")
-        heeding = processes.start("heeding", "miner", ["-c", SLEEPS], tmp_path / "heeding.log")
-        other = processes.start("other", "miner", ["-c", SLEEPS], tmp_path / "other.log")
+        deaf = processes.start("deaf", "miner", [sys.executable, "-c", IGNORES], tmp_path / "deaf.log")
+        heeding = processes.start("heeding", "miner", [sys.executable, "-c", SLEEPS], tmp_path / "heeding.log")
+        other = processes.start("other", "miner", [sys.executable, "-c", SLEEPS], tmp_path / "other.log")
         try:
             until = time.monotonic() + 30
             while not processes.last_words(deaf) and time.monotonic() < until:
@@ -115,9 +118,8 @@ def test_who_does_not_end_when_asked_is_killed_and_nobody_else(tmp_path):
 
 
 def test_last_words_are_of_one_line_each_and_an_exit_code_has_a_name(tmp_path):
-    child = processes.start(
-        "x", "miner", ["-c", "print('one\\n\\ntwo\\x1b[2J'); raise SystemExit(3)"], tmp_path / "x.log"
-    )
+    code = "print('one\\n\\ntwo\\x1b[2J'); raise SystemExit(3)"
+    child = processes.start("x", "miner", [sys.executable, "-c", code], tmp_path / "x.log")
     assert child.process.wait(30) == 3
     assert processes.last_words(child, 2) == ["one", "two?[2J"]
     assert (processes.ended(3), processes.ended(-15)) == ("exit 3", "killed by SIGTERM")
@@ -133,6 +135,26 @@ def test_half_a_line_waits_for_its_end(tmp_path):
         more.write(b'ent": "Noted", "text": "x"}\ngarbage\n[]\n')
     assert [(name, event["event"]) for name, event in follow.new()] == [("miner-0", "Noted")]
     assert not list(follow.new())
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which(storage.PROGRAM) is None, reason="SeaweedFS is not installed (extra s3)")
+def test_each_node_writes_and_reads_with_a_key_of_its_own(tmp_path):
+    async def story() -> None:
+        server = storage.start_server(tmp_path / "s3", tmp_path / "log", ["miner-0", "miner-1"])
+        try:
+            assert await storage.until_ready(server, asyncio.Event())
+            first, second = server.accounts["miner-0"], server.accounts["miner-1"]
+            await open_bucket(first.locator, first.environment).put("a/b", b"bytes")
+            assert await open_reader(first.locator, local=True).get("a/b", 10, 10) == b"bytes"
+            with pytest.raises(StoreError, match="PERMISSION_DENIED"):  # the other's write keys
+                await open_bucket(first.locator, second.environment).put("a/b", b"other")
+        finally:
+            processes.kill([server.child])
+            for path in server.litter:
+                path.unlink()  # there, and where it is expected
+
+    asyncio.run(story())
 
 
 def events() -> list[tuple[str, dict]]:

@@ -113,7 +113,7 @@ STARTER = """
 import sys, time
 from pathlib import Path
 from templar_jax.localnet.processes import start
-child = start("x", "miner", ["-c", "import time; time.sleep(60)"], Path(sys.argv[1]))
+child = start("x", "miner", [sys.executable, "-c", "import time; time.sleep(60)"], Path(sys.argv[1]))
 print(child.process.pid, flush=True)
 time.sleep(60)
 """

@@ -1,6 +1,6 @@
-"""Becomes a Python that the kernel kills when the process that started it is gone, however that ended.
+"""Becomes a program that the kernel kills when the process that started it is gone, however that ended.
 
-    python child.py PARENT_PID ARGUMENTS_OF_PYTHON...
+    python child.py PARENT_PID PROGRAM ARGUMENTS...
 
 Its own file, run by its path, so that nothing is imported before the tie holds. The signal is SIGKILL: it cannot be
 late or unheard, and a node that is killed at any instant loses nothing accepted. Linux only; elsewhere the children
@@ -25,4 +25,4 @@ def tie(parent: int) -> None:
 
 if __name__ == "__main__":
     tie(int(sys.argv[1]))
-    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+    os.execv(sys.argv[2], sys.argv[2:])

@@ -8,19 +8,22 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from templar_jax.chain.local import LocalChain
 from templar_jax.errors import TemplarError
-from templar_jax.localnet import measure, network, processes
+from templar_jax.localnet import measure, network, processes, storage
 from templar_jax.localnet.follow import Follow
 from templar_jax.localnet.network import Network
 from templar_jax.localnet.processes import Child
+from templar_jax.localnet.storage import Account
 from templar_jax.localnet.table import Now, Screen
 from templar_jax.localnet.watched import Watched
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
+PROGRAMS = {"miner": "mine.py", "validator": "validate.py"}
 TICK_SECONDS = 0.25
 MEASURE_SECONDS = 1800.0  # a large run compiles for long
 STOP_SECONDS = 30.0  # a node saves its state in that time
@@ -43,7 +46,7 @@ async def run(made: Network, windows: int, screen: Screen, say: Callable[[str], 
 
     def on_signal() -> None:
         if stop.is_set():  # a second one: whatever is still running ends now
-            processes.kill(watched.children)
+            processes.kill([*watched.children, *watched.helpers])
             screen.close()
             os._exit(AT_ONCE)
         stop.set()
@@ -52,8 +55,9 @@ async def run(made: Network, windows: int, screen: Screen, say: Callable[[str], 
         loop.add_signal_handler(number, on_signal)
     try:
         speed = await _measure(watched, stop, screen)
-        if speed is not None:
-            chain = _start_all(watched, speed, say)
+        accounts = await _open_store(watched, stop, say) if speed is not None else None
+        if speed is not None and accounts is not None:
+            chain = _start_all(watched, speed, accounts, say)
             try:
                 await _watch(watched, chain, stop, screen)
             finally:
@@ -63,7 +67,12 @@ async def run(made: Network, windows: int, screen: Screen, say: Callable[[str], 
         living = [child for child in watched.children if child.code is None]
         with contextlib.suppress(OSError):  # whoever read the output has gone
             show(watched, screen, f"stopping {len(living)} processes")
-        watched.killed = [child.name for child in await processes.stop(living, STOP_SECONDS)]
+        try:
+            watched.killed = [child.name for child in await processes.stop(living, STOP_SECONDS)]
+        finally:
+            processes.kill(watched.helpers)
+            for path in watched.litter:
+                path.unlink(missing_ok=True)
         _last(watched, screen, living)
         _take_in(watched, screen)
         show(watched, screen, "stopped")
@@ -76,9 +85,9 @@ async def _measure(watched: Watched, stop: asyncio.Event, screen: Screen) -> mea
     made = watched.network
     network.write_settings(made)
     out = made.home / "speed.json"
-    arguments = ["-m", "templar_jax.localnet.measure", str(made.settings), str(out)]
-    child = processes.start("measure", "measure", arguments, made.logs / "measure.log")
-    watched.children.append(child)
+    command = [sys.executable, "-m", "templar_jax.localnet.measure", str(made.settings), str(out)]
+    child = processes.start("measure", "measure", command, made.logs / "measure.log")
+    watched.helpers.append(child)
     loop = asyncio.get_running_loop()
     began = loop.time()
     while child.code is None and not stop.is_set():
@@ -89,14 +98,27 @@ async def _measure(watched: Watched, stop: asyncio.Event, screen: Screen) -> mea
         await asyncio.sleep(TICK_SECONDS)
     if stop.is_set():
         return None
-    watched.children.remove(child)
     if child.code:
         words = " / ".join(processes.last_words(child, 1)) or "it said nothing"
         raise NetworkError(f"measuring ended with {processes.ended(child.code)}: {words} (see {child.log})")
     return measure.read(out)
 
 
-def _start_all(watched: Watched, speed: measure.Speed, say: Callable[[str], None]) -> LocalChain:
+async def _open_store(watched: Watched, stop: asyncio.Event, say: Callable[[str], None]) -> dict[str, Account] | None:
+    """A bucket of an S3 server for each node by name, where the network has one; None if asked to stop."""
+    made = watched.network
+    if not made.s3:
+        return {}
+    say("starting an S3 server")
+    server = storage.start_server(made.home / "s3", made.logs / "s3.log", [name for name, _ in made.names])
+    watched.helpers.append(server.child)
+    watched.litter += server.litter
+    return server.accounts if await storage.until_ready(server, stop) else None
+
+
+def _start_all(
+    watched: Watched, speed: measure.Speed, accounts: Mapping[str, Account], say: Callable[[str], None]
+) -> LocalChain:
     """Every node, on a chain of its own whose blocks are long enough for them. Returns the chain."""
     made, cores = watched.network, network.cores()
     nodes = made.miners + made.validators
@@ -111,20 +133,22 @@ def _start_all(watched: Watched, speed: measure.Speed, say: Callable[[str], None
     watched.network, watched.block_seconds = made, seconds
     network.write_settings(made)
     chain = network.make_chain(made, measure.start_seconds(speed, nodes, cores))
-    for role, count, script in (("miner", made.miners, "mine.py"), ("validator", made.validators, "validate.py")):
-        for number in range(count):
-            name = f"{role}-{number}"
-            python = [str(SCRIPTS / script), "--config", str(made.settings), "--node.hotkey", name]
-            watched.children.append(processes.start(name, role, python, made.logs / f"{name}.log"))
-            watched.story.node(name)
+    for name, role in made.names:
+        command = [sys.executable, str(SCRIPTS / PROGRAMS[role])]
+        command += ["--config", str(made.settings), "--node.hotkey", name]
+        account = accounts.get(name)
+        if account is not None:
+            command += ["--node.network.bucket", account.locator]
+        environment = account.environment if account is not None else {}
+        watched.children.append(processes.start(name, role, command, made.logs / f"{name}.log", environment))
+        watched.story.node(name)
     return chain
 
 
 async def _watch(watched: Watched, chain: LocalChain, stop: asyncio.Event, screen: Screen) -> None:
     """Until the last window is closed and scored, all are dead, or it is time to give up."""
     watched.genesis = await chain.eta(0)
-    names = [child.name for child in watched.children]
-    registering = asyncio.ensure_future(network.register(watched.network, chain, names))
+    registering = asyncio.ensure_future(network.register(watched.network, chain))
     try:
         while True:
             if registering.done():
@@ -156,7 +180,8 @@ async def _look(watched: Watched, chain: LocalChain, screen: Screen) -> None:
     """Takes in what is new: events, the metagraph, and who is gone."""
     _take_in(watched, screen)
     watched.metagraph = await chain.metagraph()
-    for child in watched.children:
+    stores = [child for child in watched.helpers if child.role == "store"]
+    for child in [*watched.children, *stores]:
         if child.code is not None and child.name not in watched.dead:
             watched.dead[child.name] = child.code
             _say(watched, screen, child.name, f"ended by itself, {processes.ended(child.code)}; its last lines:")

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ class Network:
     home: Path
     miners: int
     validators: int
+    s3: bool = False  # buckets on an S3 server of its own; else folders
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(name, role) of every node, in the order of their uids."""
+        counts = (("miner", self.miners), ("validator", self.validators))
+        return [(f"{role}-{number}", role) for role, count in counts for number in range(count)]
 
     @property
     def settings(self) -> Path:
@@ -127,9 +134,9 @@ def make_chain(network: Network, ready: float) -> LocalChain:
     return LocalChain(ledger.create(network.chain, name, rules, time.time() + ready, None), WallClock())
 
 
-async def register(network: Network, chain: LocalChain, names: Sequence[str]) -> None:
-    """Gives the nodes their uids in this order, whoever starts first: they find themselves registered."""
-    keys = [load_or_create(network.home / "wallet" / name) for name in names]
+async def register(network: Network, chain: LocalChain) -> None:
+    """Gives the nodes their uids in the order of `names`, whoever starts first: they find themselves registered."""
+    keys = [load_or_create(network.home / "wallet" / name) for name, _ in network.names]
     await asyncio.gather(*(chain.register(key) for key in keys))
 
 

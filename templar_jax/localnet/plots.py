@@ -66,9 +66,8 @@ def plot_weights(story: Story, history: Sequence[Metagraph], blocks: int, last: 
     names, ends = story.uids(), list[tuple[float, str, str]]()
     for uid in sorted({uid for shares in mean.values() for uid in shares}):
         for node in story.validators:
-            alone = [
-                (w, event["weights"].get(str(uid), 0.0)) for w, event in sorted(node.scored.items()) if _in(w, last)
-            ]
+            own = {window: event["weights"].get(str(uid)) for window, event in node.scored.items()}
+            alone = [(window, own[window]) for window in sorted(own) if own[window] is not None and _in(window, last)]
             above.plot(*_xy(alone), color=colour(uid), linewidth=0.7, alpha=0.5)
         points = [(window, shares[uid]) for window, shares in mean.items() if uid in shares]
         above.plot(*_xy(points), color=colour(uid), linewidth=2.2)

@@ -26,7 +26,7 @@ class Child:
     """One process that was started here."""
 
     name: str
-    role: str  # "miner", "validator"
+    role: str  # "miner", "validator", "measure", "store"
     log: Path  # what it prints
     process: subprocess.Popen
 
@@ -37,21 +37,30 @@ class Child:
 
 
 def start(
-    name: str, role: str, python: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    name: str,
+    role: str,
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Child:
-    """Starts `python ARGUMENTS` in a session of its own, so that Ctrl-C in the terminal reaches only this process.
+    """Starts a program in a session of its own, so that Ctrl-C in the terminal reaches only this process.
 
     Call it in the main thread: the kernel's tie is to the thread that starts.
+
+    Args:
+      command: program and arguments; `folder`: where it runs, default here.
 
     Raises:
       StoreError: the log cannot be written, or the system starts no process.
     """
     make_folder(log.parent)
-    command = [sys.executable, str(CHILD), str(os.getpid()), *python]
+    tied = [sys.executable, str(CHILD), str(os.getpid()), *command]
     try:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                command,
+                tied,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from templar_jax.chain.port import Metagraph
 from templar_jax.localnet import processes
@@ -20,7 +21,9 @@ class Watched:
     block_seconds: float = 0.0
     genesis: float = 0.0  # clock time of block 0
     story: Story = field(default_factory=Story)
-    children: list[Child] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)  # the nodes
+    helpers: list[Child] = field(default_factory=list)  # what measures, and the S3 server: killed at the end
+    litter: list[Path] = field(default_factory=list)  # files of the helpers that go with them
     dead: dict[str, int] = field(default_factory=dict)  # name -> exit code of those that ended before they were asked
     killed: list[str] = field(default_factory=list)  # did not end when asked
     metagraph: Metagraph | None = None
