@@ -33,13 +33,21 @@ OWNED = (3, 4, 5)  # uids of the adversaries
 STEPS = {  # of the three together in a window
     "lazy50": 3, "lazy20": 3, "lazy50-rescaled": 3, "lazy20-rescaled": 3, "memoriser": 3,
     "sybil-identical": 2, "sybil-noise": 2, "sybil-ranks": 2, "sybil-all-data": 2, "sybil-share": 3,
-    "pair": 3, "when-seen": 6,  # nobody publishes what was evaluated
+    "thin50": 3, "thin25": 3, "pair": 3, "when-seen": 6,  # nobody publishes what was evaluated
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory):
     return open_run(tmp_path_factory.mktemp("partial"))
+
+
+async def watched(network: Network, count: int, windows: int, roles: dict[int, Role]) -> None:
+    """Beside a validator."""
+    watching = asyncio.ensure_future(network.validator("validator-0"))
+    await together(network, count, windows, roles)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
 
 
 def steps_done(network: Network) -> Counter[tuple[str, int]]:
@@ -82,7 +90,7 @@ def _check_relations(name: str, windows) -> None:
             assert min(likeness) > honest
         case _:
             assert max(likeness[1:]) < honest + 0.2  # a memoriser's very first steps are mostly signs
-    if name != "lazy50" and name != "lazy20":  # from the second window on they know the others' norms
+    if name not in ("lazy50", "lazy20", "thin50", "thin25"):  # from the second window on they know the others' norms
         for before, sent in zip(windows, windows[1:], strict=False):
             wanted = arrays.median_norms(RUN, before.values())
             for parameter, tiling in tilings(RUN).items():
@@ -97,6 +105,14 @@ def _shared_places(one, other) -> int:
             pair = zip(one[name].indices.reshape(-1, tiling.k), other[name].indices.reshape(-1, tiling.k), strict=True)
             shared += sum(np.intersect1d(a, b).size for a, b in pair)
     return shared
+
+
+def test_their_headers_name_the_right_loss_of_step_0(opened):
+    owned = [role for name in ("sybil-all-data", "thin50", "memoriser") for role in ROLES[name].roles(2)]
+    network = play(opened, lambda network: watched(network, 7, 2, dict(enumerate(owned, 1))))
+    scored = events(network, Scored)
+    assert scored and all(event.evaluated == 7 for event in scored)
+    assert not [found for event in scored for found in event.findings.values() if "step0" in found]
 
 
 def test_a_share_of_the_steps_is_at_least_one():
@@ -149,13 +165,7 @@ def test_a_new_hotkey_misses_no_window(opened):
 def test_a_name_is_given_up_when_its_incentive_falls(opened):
     role = names.renaming(lazy(0.5), names.after_a_loss(keep=1.01))  # the first incentive is a loss already
 
-    async def scenario(network: Network) -> None:
-        watching = asyncio.ensure_future(network.validator("validator-0"))
-        await together(network, 3, 13, {2: role})
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-
-    network = play(opened, scenario, horizon=40_000.0)
+    network = play(opened, lambda network: watched(network, 3, 13, {2: role}), horizon=40_000.0)
     assert_one_history(network)
     uids = [event.accepted[2] for event in applied(network).values()]
     left = uids.index(4)
@@ -197,13 +207,9 @@ def test_the_order_of_evaluation_can_be_foretold():
 
 
 def test_it_works_where_it_is_looked_at_and_saves_work_elsewhere(opened):
-    async def scenario(network: Network) -> None:
-        watching = asyncio.ensure_future(network.validator("validator-0"))
-        await together(network, 6, 12, {5: when_seen()})
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-
-    network = play(opened, scenario, costs=Costs(evaluate=50.0), horizon=40_000.0)
+    network = play(
+        opened, lambda network: watched(network, 6, 12, {5: when_seen()}), costs=Costs(evaluate=50.0), horizon=40_000.0
+    )
     assert_one_history(network)
     uid = next(event.uid for event in events(network, Registered, "peer-05"))
     done = steps_done(network)

@@ -1,19 +1,23 @@
 """Class (b): nodes on their own that do a part of the work and claim all of it."""
 
-import dataclasses
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from templar_jax.node.craft import Trained, begin, own_pages, take_steps
+from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.node.craft import Craft, Trained, begin, own_pages, take_steps
 from templar_jax.node.engine import Engine
 from templar_jax.node.world import Node
 from templar_jax.simulate.role import Role
 from templar_jax.simulate.zoo.entry import Adversary, alone
 from templar_jax.simulate.zoo.partial_arrays import median_norms, with_norms
 from templar_jax.simulate.zoo.past import Past
-from templar_jax.simulate.zoo.sending import Contribution, own, sending
+from templar_jax.simulate.zoo.sending import Contribution, forward_pass, own, sending
+from templar_jax.train.inner import Inner, make_inner
 
 MEMORY_RATE = 4.0  # times the run's learning rate: see docs/decisions.md
 
@@ -31,7 +35,7 @@ async def some_steps(node: Node, window: int, slot: int, seed: bytes, steps: int
 
 def claiming_all(node: Node, trained: Trained) -> Trained:
     """Whoever had time for nothing claims nothing and sends nothing."""
-    return dataclasses.replace(trained, steps=node.run.inner.steps) if trained.losses else trained
+    return replace(trained, steps=node.run.inner.steps) if trained.losses else trained
 
 
 def like_the_others(node: Node, past: Past, contribution: Contribution) -> Contribution:
@@ -52,11 +56,11 @@ def lazy(share: float, rescaled: bool = False) -> Role:
         sent = await own(node, trained)
         return like_the_others(node, past, sent) if rescaled else sent
 
-    return Role(craft=dataclasses.replace(sending(make), train=train), engine=past.engine)
+    return Role(craft=replace(sending(make), train=train), engine=past.engine)
 
 
 def memoriser(share: float = 0.2, rate: float = MEMORY_RATE) -> Role:
-    """Moves as far as it can towards its own sequences: no momentum and no error feedback of earlier windows' data."""
+    """Moves as far as it can towards its own sequences: without the momentum that other windows' data left."""
     past = Past()
 
     async def train(node: Node, window: int, slot: int, seed: bytes) -> Trained:
@@ -64,10 +68,9 @@ def memoriser(share: float = 0.2, rate: float = MEMORY_RATE) -> Role:
         return await some_steps(node, window, slot, seed, share_of(node, share))
 
     async def make(node: Node, trained: Trained) -> Contribution:
-        node.local.feedback = node.engine.compressor.init()
         return like_the_others(node, past, await own(node, trained))
 
-    craft = dataclasses.replace(sending(make), train=train)
+    craft = replace(sending(make), train=train)
     return Role(craft=craft, engine=lambda engine: past.engine(at_rate(engine, rate)))
 
 
@@ -89,7 +92,44 @@ def at_rate(engine: Engine, rate: float) -> Engine:
         after, opt, metrics = engine.inner.step(params, opt, batch, index)
         return jax.tree.map(lambda a, b: b + rate * (a - b), after, before), opt, metrics
 
-    return dataclasses.replace(engine, inner=dataclasses.replace(engine.inner, step=step))
+    return replace(engine, inner=replace(engine.inner, step=step))
+
+
+def thin(share: float) -> Role:
+    """All H steps, each on `share` of its batch: `share` of the work, and further than as many whole steps go.
+
+    What comes to one whole batch is one inner step in its events.
+    """
+    parts = round(1 / share)
+
+    async def train(node: Node, window: int, slot: int, seed: bytes) -> Trained:
+        trained = await some_steps(node, window, slot, seed, share_of(node, share))
+        await forward_pass(node, window, slot, seed)  # step 0 is claimed on the whole batch
+        return trained
+
+    return Role(craft=Craft(train=train), engine=lambda engine: in_parts(engine, parts))
+
+
+@lru_cache(maxsize=2)
+def _inner(run: RunConfig, mesh: Mesh) -> Inner:
+    """Compiled once for all nodes."""
+    return make_inner(run, ComputeConfig(), mesh)
+
+
+def in_parts(engine: Engine, parts: int) -> Engine:
+    """The same engine, whose inner step takes `parts` steps of its optimizer, each on its part of the batch."""
+    run = engine.run
+    size = run.inner.batch // parts
+    inner = _inner(replace(run, inner=replace(run.inner, batch=size)), engine.mesh)
+
+    def step(params: Any, opt: Any, batch_BS: Any, index: int) -> Any:
+        first = index // run.inner.steps * run.inner.steps + index % run.inner.steps * parts
+        metrics = None
+        for part in range(parts):
+            params, opt, metrics = inner.step(params, opt, batch_BS[part * size : (part + 1) * size], first + part)
+        return params, opt, metrics
+
+    return replace(engine, inner=replace(engine.inner, step=step))
 
 
 ROWS = {
@@ -106,6 +146,8 @@ ROWS = {
         "b", "a fifth of the steps, with the median norm of the last contributions", alone(lambda: lazy(0.2, True))
     ),
     "memoriser": Adversary(
-        "b", "a fifth of the steps at a high rate, without anything of earlier windows", alone(memoriser)
+        "b", "a fifth of the steps at a high rate, without momentum of earlier windows' data", alone(memoriser)
     ),
+    "thin50": Adversary("b", "all steps, each on half of its batch", alone(lambda: thin(0.5))),
+    "thin25": Adversary("b", "all steps, each on a quarter of its batch", alone(lambda: thin(0.25))),
 }
