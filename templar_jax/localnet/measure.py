@@ -21,8 +21,7 @@ from templar_jax.errors import ConfigError
 
 TIMES = 5
 BUSY = 0.7  # share of the time until the commitment that the work of all processes may take
-# CPU seconds of a node in each block beside the figures here: chain, files, signatures, Python. Measured 0.004 of a
-# miner and 0.006 of a validator (docs/decisions.md).
+# CPU seconds of a node in each block beside the figures here: chain, files, signatures, Python (docs/decisions.md).
 NODE_SECONDS_A_BLOCK = 0.01
 STARTS = 2.5  # CPU seconds of a node's start for each of its imports: the rest is loading from the compile cache
 LATENCY_SECONDS = 0.1  # of a block for each process that a core has beside the first: nobody is late for a slot
