@@ -15,7 +15,7 @@ from faces import make_home, make_pages, one_line
 from kills import ROOT
 
 SCRIPT = str(ROOT / "scripts" / "localnet.py")
-LONG = 240.0  # seconds; a quiet machine needs 25
+LONG = 480.0  # seconds; a quiet machine needs 30
 
 
 def command(home: Path, pages: Path, *more: object) -> list[str]:

@@ -139,7 +139,6 @@ def main(config: str, out: str) -> None:
     draft = Path(f"{out}.part")
     draft.write_text(json.dumps(found))
     os.replace(draft, out)
-    print(json.dumps(found))
 
 
 def read(path: Path) -> Speed:
