@@ -55,6 +55,7 @@ def test_a_window_of_every_node_fits_before_its_deadline(step, peer, miners, val
     assert window_seconds(run, speed, miners, validators) / cores <= time_to_work * 1.0001
     assert run.inner.steps * step <= time_to_work * 1.0001  # a miner alone uses one core
     assert fit_block(run, speed, miners + 1, validators, cores, 0.5) >= seconds
+    assert fit_block(run, dataclasses.replace(speed, others=9.0), miners, validators, cores, 0.5) >= seconds
     assert start_seconds(speed, miners + validators, cores) > speed.start
 
 

@@ -29,7 +29,7 @@ LATENCY_SECONDS = 0.1  # of a block for each process that a core has beside the 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one process on an otherwise quiet machine."""
+    """Seconds of one process, and how busy the machine is beside it."""
 
     start: float  # CPU seconds from exec to ready, with everything in the compile cache
     step: float  # one inner step
@@ -37,6 +37,7 @@ class Speed:
     apply: float  # one contribution
     held_out: float  # one evaluation of theta_w
     peer: float  # a validator's evaluation of one contribution
+    others: float = 0.0  # processes of somebody else that each core has at work: time over CPU time, less 1
 
 
 def window_seconds(run: RunConfig, speed: Speed, miners: int, validators: int) -> float:
@@ -57,8 +58,9 @@ def fit_block(run: RunConfig, speed: Speed, miners: int, validators: int, cores:
     blocks = window.deadline - window.commit_lead
     alone = run.inner.steps * speed.step + speed.compress + run.max_contributors * speed.apply
     work = max(window_seconds(run, speed, miners, validators) / min(cores, nodes), alone)
-    overhead = NODE_SECONDS_A_BLOCK * nodes / cores
-    needed = max(work / (BUSY * blocks) + overhead, LATENCY_SECONDS * (nodes / cores - 1))
+    overhead = NODE_SECONDS_A_BLOCK * nodes / cores * (1 + speed.others)
+    latency = LATENCY_SECONDS * (nodes / cores - 1 + speed.others)
+    needed = max(work / (BUSY * blocks) + overhead, latency)
     return max(least, math.ceil(needed * 20) / 20)
 
 
@@ -82,6 +84,7 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
     engine = opening.open_machine(run, config, pages, note).engine
     engines.warm(engine, 0, lambda part: note(f"compiling: {part}"), config.score_sequences)
     note("timing what a window runs")
+    began, used = time.perf_counter(), time.process_time()
 
     theta = engine.theta_0()
     opt, params = engine.inner.init(theta), engines.copy(theta)
@@ -117,7 +120,9 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
         nonlocal theta
         theta, _ = engine.peers.peer(theta, packed, factors, 1.0, own, others)
 
-    return Speed(peer=_median(peer), **seconds)
+    seconds["peer"] = _median(peer)
+    busy = (time.perf_counter() - began) / (time.process_time() - used)
+    return Speed(**seconds, others=max(0.0, busy - 1))
 
 
 def _median(work: Callable[[], Any], times: int = TIMES) -> float:

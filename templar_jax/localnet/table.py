@@ -71,6 +71,9 @@ def make_table(rows: Sequence[Row], width: int = 120) -> Table:
             table.columns[-1].min_width = max(map(len, shown))
         if name == "state":
             table.columns[-1].min_width = 11  # stays as wide while a node trains
+            table.columns[-1].max_width = 26  # "died: killed by SIGKILL"
+        if name == "reason":
+            table.columns[-1].min_width = 12
     for row in rows:
         table.add_row(*cells(row), style="red" if row.state.startswith("died") else "")
     if narrow:
