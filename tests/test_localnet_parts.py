@@ -85,8 +85,9 @@ def test_uids_follow_the_order_of_names_and_block_0_is_ahead(tmp_path):
     made = make_network(tmp_path)
 
     async def story() -> list[str]:
+        before = time.time()
         chain = make_chain(made, 0.3)
-        assert await chain.head() == 0 and await chain.eta(0) > time.time()
+        assert await chain.eta(0) >= before + 0.3
         await register(made, chain)
         found = (await chain.metagraph()).neurons
         chain.close()

@@ -194,9 +194,9 @@ def _last(watched: Watched, screen: Screen, stopped: Sequence[Child]) -> None:
     for child in stopped:
         if child.name in watched.killed:
             _say(watched, screen, child.name, f"did not end within {STOP_SECONDS:.0f} s and was killed")
-        elif child.code not in (0, -signal.SIGTERM):  # the latter: it was asked before it could listen
-            watched.dead[child.name] = child.code
-            _say(watched, screen, child.name, f"{processes.ended(child.code)} when asked to stop; its last lines:")
+        elif (code := child.code or 0) not in (0, -signal.SIGTERM):  # the latter: asked before it could listen
+            watched.dead[child.name] = code
+            _say(watched, screen, child.name, f"{processes.ended(code)} when asked to stop; its last lines:")
             for line in processes.last_words(child):
                 _say(watched, screen, child.name, f"  {line}")
 

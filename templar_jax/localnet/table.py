@@ -66,14 +66,11 @@ def make_table(rows: Sequence[Row], width: int = 120) -> Table:
         long = name in ("reason", "state")  # the only texts that may be cut
         overflow = "ellipsis" if long else "fold"
         table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True, overflow=overflow)
-        if not long:
-            shown = [name, *(cells(row)[COLUMNS.index(name)] for row in rows)]
-            table.columns[-1].min_width = max(map(len, shown))
+        longest = max(len(text) for text in (name, *(cells(row)[COLUMNS.index(name)] for row in rows)))
+        table.columns[-1].min_width = min(longest, 18) if long else longest
         if name == "state":
-            table.columns[-1].min_width = 11  # stays as wide while a node trains
+            table.columns[-1].min_width = max(11, min(longest, 18))  # as wide while a node trains
             table.columns[-1].max_width = 26  # "died: killed by SIGKILL"
-        if name == "reason":
-            table.columns[-1].min_width = 12
     for row in rows:
         table.add_row(*cells(row), style="red" if row.state.startswith("died") else "")
     if narrow:
