@@ -7,10 +7,9 @@ from collections import Counter
 import pytest
 from node_network import applied, assert_one_history, commitments, events, open_run, play, together, until
 
-from templar_jax.chain.messages import ManifestMessage, SealMessage, parse_commitment
-from templar_jax.node.world import World
+from templar_jax.chain.messages import ManifestMessage, SealMessage
 from templar_jax.simulate.network import BLOCK_SECONDS, NODE, Network, digest, hotkey
-from templar_jax.simulate.role import Role
+from templar_jax.simulate.zoo.leading import silent
 from templar_jax.telemetry.events import Noted, PhaseStarted, Sealed, StepDone, Warned
 
 OFTEN = dataclasses.replace(NODE, checkpoint_every=2)
@@ -19,30 +18,6 @@ OFTEN = dataclasses.replace(NODE, checkpoint_every=2)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory):
     return open_run(tmp_path_factory.mktemp("simulated"))
-
-
-class Silent:
-    """The chain, which never hears this node's manifests of `windows` (None: of any)."""
-
-    def __init__(self, chain, windows: set[int] | None) -> None:
-        self._chain, self._windows = chain, windows
-
-    def __getattr__(self, name: str):
-        return getattr(self._chain, name)
-
-    async def commit(self, key, fields) -> None:
-        parsed = parse_commitment(fields)
-        if parsed is not None and isinstance(parsed.message, ManifestMessage):
-            if self._windows is None or parsed.message.window in self._windows:
-                return
-        await self._chain.commit(key, fields)
-
-
-def silent(windows: set[int] | None = None) -> Role:
-    def alter(world: World) -> World:
-        return dataclasses.replace(world, chain=Silent(world.chain, windows))
-
-    return Role(alter=alter)
 
 
 async def kill(task: asyncio.Task) -> None:

@@ -122,6 +122,11 @@ class LocalChain:
             rows = self._db.execute(query, (first, last)).fetchall()
         return tuple(Commitment(block, index, key, state.unpack_fields(data)) for block, index, key, data in rows)
 
+    async def weights(self, block: int | None = None) -> Mapping[int, Mapping[int, int]]:
+        neurons = (await self.metagraph(block)).neurons
+        with guarded(self._ledger.path):
+            return {neuron.uid: state.weights_of(self._db, neuron) for neuron in neurons if neuron.last_update}
+
     async def register(self, key: Keypair) -> int:
         """Registration is free. In a full subnet the lowest-paid neuron past its immunity makes room."""
         hotkey = _signer(key)

@@ -80,6 +80,13 @@ class Chain(Protocol):
         """All commitments of the blocks first..last inclusive, in chain order."""
         ...
 
+    async def weights(self, block: int | None = None) -> Mapping[int, Mapping[int, int]]:
+        """By uid, the newest weights (u16 by uid) of everyone who has set any, at the end of `block` (default: head).
+
+        Those set by a hotkey before it registered are gone; those set on a uid before that changed hands still stand.
+        """
+        ...
+
     async def register(self, key: Keypair) -> int:
         """Registers the hotkey (no-op if it is) and returns its uid."""
         ...

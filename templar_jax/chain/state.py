@@ -120,11 +120,17 @@ def _load_weights(db: sqlite3.Connection, neurons: tuple[Neuron, ...], registere
     weights_NN = np.zeros((len(registered_N), len(registered_N)))
     for neuron in neurons:
         if neuron.last_update:
-            query = "SELECT weights FROM weights WHERE hotkey = ? AND block = ?"
-            targets = unpack_weights(db.execute(query, (neuron.hotkey, neuron.last_update)).fetchone()[0])
-            weights_NN[neuron.uid, targets[:, 0]] = targets[:, 1]
+            for uid, weight in weights_of(db, neuron).items():
+                weights_NN[neuron.uid, uid] = weight
             weights_NN[neuron.uid, registered_N >= neuron.last_update] = 0.0
     return weights_NN
+
+
+def weights_of(db: sqlite3.Connection, neuron: Neuron) -> dict[int, int]:
+    """The weights that a neuron set at its `last_update`."""
+    query = "SELECT weights FROM weights WHERE hotkey = ? AND block = ?"
+    rows = unpack_weights(db.execute(query, (neuron.hotkey, neuron.last_update)).fetchone()[0])
+    return dict(rows.tolist())
 
 
 def pack_weights(weights: dict[int, int]) -> bytes:

@@ -20,7 +20,7 @@ from templar_jax.node.votes import outvoted
 from templar_jax.node.world import GlobalState, Node, World
 from templar_jax.store import contribution
 from templar_jax.store.manifest import encode_manifest, manifest_hash
-from templar_jax.telemetry.events import Alarm, ManifestApplied, Warned
+from templar_jax.telemetry.events import Alarm, ManifestApplied
 
 FOREIGN_WINDOWS = 2  # in a row in which others continued another history, until this node gives up its own
 
@@ -119,7 +119,7 @@ async def canonical(node: Node, window: int) -> Verdict | None:
                 unserved = True
                 if patient:
                     break  # it may still turn out valid: later ones must wait
-                world.emit(Warned(f"window {window}: manifest of uid {candidate.uid} passed over: {error}"))
+                world.emit(Alarm(window, "unserved", candidate.uid, f"its manifest was passed over: {error}"))
             except RefusedError as error:
                 settled.add(candidate.message.manifest_sha256)
                 if not isinstance(error, Foreign):

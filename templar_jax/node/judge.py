@@ -21,7 +21,7 @@ from templar_jax.store.manifest import Manifest, decode_manifest, manifest_hash,
 from templar_jax.store.refusals import PROVEN
 
 PROVABLE = frozenset(  # kinds of alarms that anybody can check from the chain and the bytes that its hashes pin
-    ("false-refusal", "omitted", "two-manifests")
+    ("false-evidence", "false-losses", "false-refusal", "false-weights", "omitted", "two-manifests")
     + tuple(f"manifest-{reason}" for reason in ("late", "plaintext", "root", "run", "size", "steps", *sorted(PROVEN)))
 )
 RELAYS = 16  # other buckets that are asked for a manifest which its leader does not serve

@@ -8,7 +8,7 @@ Scoring never delays the leader's duty: it runs beside it, and begins no evaluat
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from templar_jax.incentive.evidence import Identity, WindowEvidence
 from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
-from templar_jax.node import challenge, resume, scoring
+from templar_jax.node import challenge, resume, scoring, scrutiny
 from templar_jax.node.engine import copy
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -33,6 +33,7 @@ from templar_jax.node.miner import emit_heldout
 from templar_jax.node.patience import Stopped, bounded, insist
 from templar_jax.node.records import Records, read_all
 from templar_jax.node.scoring import Earlier, Scene, Seen
+from templar_jax.node.scrutiny import Watch
 from templar_jax.node.world import Node
 from templar_jax.store.contribution import evidence_key
 from templar_jax.telemetry.events import Challenged, Noted, Scored, Warned, WeightsSet
@@ -48,6 +49,7 @@ class Memory:
     state: Any
     link: str  # pins all evidence so far
     earlier: Earlier = field(default_factory=Earlier)
+    watch: Watch = field(default_factory=Watch)  # of the other validators
     task: "asyncio.Task[None] | None" = None  # scores the last window, beside the present one
 
 
@@ -137,6 +139,14 @@ async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
     world, window = node.world, seen.state.window
     try:
         await _score_window(memory, node, seen, after)
+<<<<<<< HEAD
+=======
+        await _set_weights(memory, node, window)
+        left = await world.chain.eta(node.timetable(window + 1).deadline) - world.clock.time()
+        with contextlib.suppress(StoreError):  # the others' evidence can wait for the next window
+            looking = scrutiny.look(node, memory.watch, window, memory.records.windows())
+            await bounded(world, looking, left, "reading evidence")
+>>>>>>> ef15f10 (Zoo, class (c): leaders and validators; validators check one another's evidence and weights)
     except Stopped:
         return
     except (ChainError, ConfigError, DataError, StoreError) as error:
@@ -171,7 +181,11 @@ async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until
     if after is not None:  # before evaluation takes theta_w's buffers
         work = partial(scoring.reencoded, node, seen.params, after)
         again = await world.clock.spend("compress", world.costs.compress, work)
-    found = await scoring.evaluate(node, seen, scene, memory.earlier, _order(memory, scene), until)
+    order = _order(memory, scene)
+    params, expected = await scrutiny.forecast(node, seen, scene, order)
+    memory.watch.forecasts += [expected] if expected is not None else []
+    seen = replace(seen, params=params)
+    found = await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
     earlier = memory.earlier
     earlier.contributions[window] = scoring.contributions(scene)
     if again is not None:

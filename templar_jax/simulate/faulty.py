@@ -5,7 +5,7 @@ Stores need no port of their own: `SimStore` asks `faults.of_store` before every
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from templar_jax.chain.keys import Keypair
@@ -79,6 +79,11 @@ class FaultyChain:
         if last >= first:
             await self._check(last)
         return await self._inner.commitments(first, last)
+
+    async def weights(self, block: int | None = None) -> Mapping[int, Mapping[int, int]]:
+        block = await self._newest() if block is None else block
+        await self._check(block)
+        return await self._inner.weights(block)
 
     async def register(self, key: Keypair) -> int:
         self._check_link()

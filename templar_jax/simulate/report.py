@@ -5,7 +5,7 @@ from typing import Any
 from templar_jax.incentive.rules import rules
 from templar_jax.node.judge import PROVABLE
 from templar_jax.simulate.facts import Facts, Peer, facts, heldout_loss
-from templar_jax.simulate.network import Entry, Outcome, healed, roots
+from templar_jax.simulate.network import Outcome, healed, roots
 from templar_jax.simulate.pay import LATE, Paid, mean, paid, per_compute, read
 from templar_jax.telemetry.events import Alarm, ManifestApplied, Scored
 
@@ -30,6 +30,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "healed": healed(log),
         "windows": len(known.windows),
         "windows_empty": sorted(found.keys() - {one.window for one in applied if one.accepted}),
+<<<<<<< HEAD
         "seconds": known.seconds,
         "loss": {
             "first_window": trained[0] if trained else None,
@@ -38,6 +39,12 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         },
         "alarms": len(known.alarms),
         "alarms_by_kind": alarms(log),
+=======
+        "seconds": log[-1].time if log else 0.0,
+        "loss": _loss(log),
+        "alarms": sum(isinstance(entry.event, Alarm) for entry in log),
+        "alarms_by_kind": alarms(outcome),
+>>>>>>> ef15f10 (Zoo, class (c): leaders and validators; validators check one another's evidence and weights)
         "violations": sum(len(e.event.violations) for e in log if isinstance(e.event, Scored)),
         "honest_weight_share": honest_share(known, by_default),
         "v213_honest_weight_share": honest_share(known, by_v213),
@@ -46,11 +53,11 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def alarms(log: tuple[Entry, ...]) -> dict[str, dict[str, Any]]:
-    """By kind: whether such an alarm can be proven, how many there were, and against which uids."""
+def alarms(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """By kind, of those that honest nodes raised: whether it can be proven, how many there were, against which uids."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in log:
-        if isinstance(entry.event, Alarm):
+    for entry in outcome.log:
+        if isinstance(entry.event, Alarm) and outcome.role(entry.node) == "honest":
             kind = found.setdefault(entry.event.kind, {"proven": entry.event.kind in PROVABLE, "count": 0, "uids": []})
             kind["count"] += 1
             kind["uids"] = sorted({*kind["uids"], entry.event.uid})

@@ -9,6 +9,7 @@ from templar_jax.simulate.zoo import (
     absent,
     copied,
     invented,
+    leading,
     malformed,
     owing,
     partial,
@@ -16,6 +17,7 @@ from templar_jax.simulate.zoo import (
     partial_names,
     partial_seen,
     repeated,
+    validating,
     withheld,
 )
 from templar_jax.simulate.zoo.entry import Adversary
@@ -32,6 +34,8 @@ ROLES: Mapping[str, Adversary] = {
     **partial_group.ROWS,
     **partial_names.ROWS,
     **partial_seen.ROWS,
+    **leading.ROWS,
+    **validating.ROWS,
 }
 
 
