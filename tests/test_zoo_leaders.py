@@ -35,7 +35,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
 
 def play(opened, name: str, windows: int, seed: int = 3) -> Outcome:
     return simulate(
-        *opened, peers=PEERS, validators=VALIDATORS, windows=windows, seed=3, attacks={name: 1}, config=NODE
+        *opened, peers=PEERS, validators=VALIDATORS, windows=windows, seed=seed, attacks={name: 1}, config=NODE
     )
 
 

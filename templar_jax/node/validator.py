@@ -14,7 +14,7 @@ from typing import Any
 
 from templar_jax.chain.messages import EvidenceMessage, encode_commitment
 from templar_jax.chain.wait import until_final
-from templar_jax.errors import ChainError, ConfigError, DataError, StoreError
+from templar_jax.errors import ChainError, ConfigError, DataError, RefusedError, StoreError
 from templar_jax.incentive import canonical, default, replay, select
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.config import IncentiveConfig
@@ -25,6 +25,7 @@ from templar_jax.incentive.weights import for_chain
 from templar_jax.node import challenge, resume, scoring, scrutiny
 from templar_jax.node.engine import copy
 from templar_jax.node.forkchoice import Claim
+from templar_jax.node.gather import cache_key
 from templar_jax.node.history import advance, watch_leaders, window_claims
 from templar_jax.node.history import canonical as canonical_manifest
 from templar_jax.node.lead import collect, lead, my_rank
@@ -34,7 +35,7 @@ from templar_jax.node.patience import Stopped, bounded, insist
 from templar_jax.node.records import Records, read_all
 from templar_jax.node.scoring import Earlier, Scene, Seen
 from templar_jax.node.scrutiny import Watch
-from templar_jax.node.world import Node
+from templar_jax.node.world import Node, Opened
 from templar_jax.store.contribution import evidence_key
 from templar_jax.telemetry.events import Challenged, Noted, Scored, Warned, WeightsSet
 
@@ -110,7 +111,7 @@ async def run_window(memory: Memory, node: Node) -> bool:
     finally:
         idle.cancel()
         await asyncio.gather(idle, return_exceptions=True)
-    before, outcomes = node.state, dict(node.outcomes)
+    before, outcomes = node.state, dict(node.outcomes) or _listed(node, window, claims)
     with world.phase("apply", window):
         await advance(node, verdict)
     if memory.task is not None:
@@ -130,8 +131,16 @@ async def _close(node: Node, window: int, claims: tuple[Claim, ...]) -> None:
         await lead(node, window, claims, rank)
         return
     cutoff = await world.chain.eta(timetable.manifest - 1) + node.run.window.leader_slot * world.chain.block_seconds / 2
+    if (left := cutoff - world.clock.time()) <= 0:
+        return  # a node that comes back late
     with contextlib.suppress(StoreError):
-        await bounded(world, collect(node, window, claims, cutoff), cutoff - world.clock.time(), "collecting")
+        await bounded(world, collect(node, window, claims, cutoff), left, "collecting")
+
+
+def _listed(node: Node, window: int, claims: tuple[Claim, ...]) -> dict[int, Opened | RefusedError]:
+    """What the canonical manifest lists, by uid: all that is left to judge for a node that came too late to look."""
+    names = {claim.uid: cache_key(claim, window) for claim in claims}
+    return {uid: node.opened[name] for uid, name in names.items() if name in node.opened}
 
 
 async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
