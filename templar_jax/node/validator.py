@@ -148,14 +148,10 @@ async def _score(memory: Memory, node: Node, seen: Seen, after: Any) -> None:
     world, window = node.world, seen.state.window
     try:
         await _score_window(memory, node, seen, after)
-<<<<<<< HEAD
-=======
-        await _set_weights(memory, node, window)
         left = await world.chain.eta(node.timetable(window + 1).deadline) - world.clock.time()
         with contextlib.suppress(StoreError):  # the others' evidence can wait for the next window
             looking = scrutiny.look(node, memory.watch, window, memory.records.windows())
             await bounded(world, looking, left, "reading evidence")
->>>>>>> ef15f10 (Zoo, class (c): leaders and validators; validators check one another's evidence and weights)
     except Stopped:
         return
     except (ChainError, ConfigError, DataError, StoreError) as error:

@@ -87,7 +87,8 @@ def heldout_loss(outcome: Outcome) -> float | None:
     for (name, role), node in zip(outcome.roles.items(), outcome.nodes, strict=False):
         if node is not None and role == "honest" and not name.startswith("validator"):
             size = node.run.inner.batch
-            tokens_NS, _ = node.pages.read_heldout(HELDOUT_SEQUENCES)
+            there = node.pages.manifest.n_heldout_pages * node.pages.manifest.page
+            tokens_NS, _ = node.pages.read_heldout(min(HELDOUT_SEQUENCES, there))
             count = len(tokens_NS) // size * size
             total = heldout_nats(node.engine, node.state.params, np.asarray(tokens_NS[:count]))
             return total / (count * (tokens_NS.shape[1] - 1))

@@ -30,7 +30,6 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "healed": healed(log),
         "windows": len(known.windows),
         "windows_empty": sorted(found.keys() - {one.window for one in applied if one.accepted}),
-<<<<<<< HEAD
         "seconds": known.seconds,
         "loss": {
             "first_window": trained[0] if trained else None,
@@ -38,13 +37,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
             "heldout": known.heldout,
         },
         "alarms": len(known.alarms),
-        "alarms_by_kind": alarms(log),
-=======
-        "seconds": log[-1].time if log else 0.0,
-        "loss": _loss(log),
-        "alarms": sum(isinstance(entry.event, Alarm) for entry in log),
         "alarms_by_kind": alarms(outcome),
->>>>>>> ef15f10 (Zoo, class (c): leaders and validators; validators check one another's evidence and weights)
         "violations": sum(len(e.event.violations) for e in log if isinstance(e.event, Scored)),
         "honest_weight_share": honest_share(known, by_default),
         "v213_honest_weight_share": honest_share(known, by_v213),
