@@ -76,6 +76,7 @@ class OuterConfig:
     nesterov: bool = False
     mean: Literal["peers", "contributors"] = "peers"  # divide by R, or by the senders of each index
     clip: bool = True  # clip each contribution, per unit, to the lower-median norm
+    standing: float = 0.25  # of the median incentive: who earns less on the chain is paid, but not added; 0: all are
 
 
 @dataclass(frozen=True)

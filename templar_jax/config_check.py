@@ -206,6 +206,7 @@ def _ranges(run: RunConfig) -> Iterator[str]:
         ("inner.beta1", run.inner.beta1),
         ("inner.beta2", run.inner.beta2),
         ("outer.momentum", run.outer.momentum),
+        ("outer.standing", run.outer.standing),
     ):
         if not 0 <= value < 1:
             yield f"{path} is {value}: set it to 0 or more and below 1"

@@ -3,7 +3,14 @@
 from templar_jax.chain.messages import ManifestMessage, SealMessage, encode_commitment
 from templar_jax.chain.port import Commitment, Metagraph, Neuron
 from templar_jax.config import WindowConfig
-from templar_jax.node.forkchoice import candidates, claims, equivocations, leaders
+from templar_jax.node.forkchoice import (
+    STANDING_LEAST,
+    candidates,
+    claims,
+    equivocations,
+    leaders,
+    with_standing,
+)
 from templar_jax.node.timetable import Timetable, window_of
 
 CONFIG = WindowConfig(blocks=40, deadline=28, keys=31, manifest=33, leader_slot=3, leaders=3, seed_lookback=3)
@@ -11,8 +18,8 @@ WINDOW = 5
 TABLE = Timetable(WINDOW, CONFIG)
 
 
-def neuron(uid: int, stake: float = 0.0, permit: bool = False) -> Neuron:
-    return Neuron(uid, f"hotkey-{uid}", 0, stake, permit, 0, 0.0, 0.0, 0.0)
+def neuron(uid: int, stake: float = 0.0, permit: bool = False, incentive: float = 0.0) -> Neuron:
+    return Neuron(uid, f"hotkey-{uid}", 0, stake, permit, 0, incentive, 0.0, 0.0)
 
 
 def metagraph(*neurons: Neuron) -> Metagraph:
@@ -76,3 +83,25 @@ def test_two_different_manifests_of_one_leader_are_found_whatever_stands_between
     first, again, second, other = manifest(0, 233), manifest(0, 234), manifest(0, 235, b"x" * 32), manifest(1, 236)
     assert equivocations(candidates([first, again, other], ranked, TABLE)) == ()
     assert equivocations(candidates([first, again, second, other], ranked, TABLE)) == ((0, (233, 235)),)
+
+
+def standing(incentives: list[float], share: float) -> list[int]:
+    """Uids that the outer step may take, of as many claims."""
+    everybody = metagraph(*(neuron(uid, incentive=value) for uid, value in enumerate(incentives)))
+    found = claims([seal(uid, 210) for uid in range(len(incentives))], everybody, TABLE)
+    return [claim.uid for claim in with_standing(found, everybody, share) if claim.stands]
+
+
+def test_who_earns_nothing_is_not_added():
+    assert standing([1.0] * 8 + [0.0, 0.2, 0.25, 0.3], 0.25) == [*range(8), 10, 11]
+    assert standing([1.0] * 8 + [0.0], 0.0) == list(range(9)), "a share of 0 takes all"
+
+
+def test_standing_needs_enough_who_are_paid():
+    few = [1.0] * (STANDING_LEAST - 1) + [0.0] * 5
+    assert standing(few, 0.25) == list(range(len(few)))
+    assert standing([0.0] * 12, 0.25) == list(range(12))
+
+
+def test_unpaid_names_do_not_move_what_is_asked_for():
+    assert standing([1.0] * 8 + [0.0] * 30, 0.9) == list(range(8))

@@ -4,11 +4,13 @@ Every node comes to the same answer because it asks only about finalised blocks.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from templar_jax.chain.messages import ManifestMessage, SealMessage, parse_commitment
 from templar_jax.chain.port import Commitment, Metagraph, Neuron
 from templar_jax.node.timetable import Timetable
+
+STANDING_LEAST = 8  # miners with an incentive: fewer say little about what is usual
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Claim:
     sealed_sha256: bytes
     block: int
     index: int = 0  # in the block
+    stands: bool = True  # the outer step may take it: see with_standing
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,25 @@ def leaders(metagraph: Metagraph, window_claims: Iterable[Claim], count: int) ->
         alive = {claim.hotkey for claim in window_claims}
         permitted = [neuron for neuron in metagraph.neurons if neuron.hotkey in alive]
     return tuple(sorted(permitted, key=lambda neuron: (-neuron.stake, neuron.uid))[:count])
+
+
+def with_standing(window_claims: tuple[Claim, ...], metagraph: Metagraph, share: float) -> tuple[Claim, ...]:
+    """The same claims, each with whether the outer step may take it: whether validators find it worth something.
+
+    A miner is evaluated and paid either way, so a newcomer gets in as its incentive grows, and who sends what is
+    worth nothing is out with the first weights that say so. Until STANDING_LEAST of those who claim have an incentive
+    (a new network, one without validators) all are in.
+
+    Args:
+      metagraph: as of D(w). share: of the lower median of these incentives; 0: all are in.
+    """
+    incentive = {neuron.hotkey: neuron.incentive for neuron in metagraph.neurons}
+    found = [incentive.get(claim.hotkey, 0.0) for claim in window_claims]
+    paid = sorted(value for value in found if value > 0.0)
+    if len(paid) < STANDING_LEAST:
+        return window_claims
+    least = share * paid[(len(paid) - 1) // 2]
+    return tuple(replace(claim, stands=value >= least) for claim, value in zip(window_claims, found, strict=True))
 
 
 def candidates(

@@ -35,7 +35,8 @@ async def window_claims(world: World, run: RunConfig, window: int) -> tuple[Clai
     registered = await chain.metagraph(timetable.seed_block)
     last = min(timetable.deadline, await chain.head())
     commitments = await chain.commitments(timetable.seed_block, last)
-    return forkchoice.claims(commitments, registered, timetable)
+    found = forkchoice.claims(commitments, registered, timetable)
+    return forkchoice.with_standing(found, await chain.metagraph(last), run.outer.standing)
 
 
 async def ranked_leaders(world: World, run: RunConfig, window: int, claims: tuple[Claim, ...]) -> tuple[Neuron, ...]:

@@ -97,6 +97,8 @@ def check(node: Node, manifest: Manifest, candidate: Candidate, claims: tuple[Cl
         claim = notarised.get(entry.uid)
         if claim is None or claim.hotkey != entry.hotkey or claim.sealed_sha256 != entry.sealed_sha256:
             raise RefusedError("late", f"uid {entry.uid} has no such commitment on chain by the deadline")
+        if not claim.stands:
+            raise RefusedError("standing", f"uid {entry.uid} earns too little on the chain to be added")
     if manifest.predecessor != state.predecessor:
         raise Foreign("history", f"it follows another manifest, {manifest.predecessor.hex()[:16]}")
     if (manifest.outer_step, manifest.root) != (state.outer_step, state.root):
@@ -152,10 +154,12 @@ def doubts(node: Node, verdict: Verdict, claims: tuple[Claim, ...]) -> list[tupl
             found.append(("omitted", f"uid {uid} committed in block {claim.block} and is not in the manifest"))
         elif why == "full" and (len(accepted) < node.run.max_contributors or (claim.block, uid) < last):
             found.append(("false-refusal", f"uid {uid} was refused (full), yet there was room for it"))
+        elif why == "standing" and claim.stands:
+            found.append(("false-refusal", f"uid {uid} was refused (standing), which the chain shows that it has"))
         elif why in PROVEN and name in node.opened:
             found.append(("false-refusal", f"uid {uid} was refused ({why}), yet the very bytes open"))
         elif why in ("fetch", "mirror") and name in node.sealed:
             found.append(("suspect", f"uid {uid} was refused ({why}), yet its object was served"))
-        elif why != "full" and name in node.opened:
+        elif why not in ("full", "standing") and name in node.opened:
             found.append(("suspect", f"uid {uid} was refused ({why}), yet its object opens"))
     return found

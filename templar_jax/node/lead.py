@@ -152,13 +152,15 @@ async def _earlier(node: Node, window: int, until: float) -> Manifest | None:
 def build(node: Node, window: int, claims: Iterable[Claim], outcomes: dict[int, Opened | RefusedError]) -> Manifest:
     """The signed manifest: the earliest good contributions, up to R, and the reason for each that is not in it.
 
-    Whose commitment is first is on the chain, so that every leader would choose the same.
+    Whose commitment is first, and who has standing, is on the chain, so that every leader would choose the same.
     """
     state, accepted, refused = node.state, [], []
     for claim in sorted(claims, key=lambda claim: (claim.block, claim.uid)):
         outcome = outcomes[claim.uid]
         if isinstance(outcome, RefusedError):
             refused.append((claim.uid, outcome.reason))
+        elif not claim.stands:
+            refused.append((claim.uid, "standing"))
         elif len(accepted) == node.run.max_contributors:
             refused.append((claim.uid, "full"))
         else:

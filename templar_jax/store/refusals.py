@@ -33,6 +33,7 @@ REASONS = {
     "signature": "a signature does not verify",
     "size": "length outside the bounds that follow from the run's configuration",
     "snapshot": "a published checkpoint that does not match the run's table of parameters",
+    "standing": "good, but worth nothing to the validators so far: evaluated and paid, not added to the model",
     "steps": "a number of inner steps that the run does not allow, or not the one in the header",
     "uid": "made for another uid",
     "version": "the payload is of an unknown version",
