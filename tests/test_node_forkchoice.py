@@ -13,7 +13,9 @@ from templar_jax.node.forkchoice import (
 )
 from templar_jax.node.timetable import Timetable, window_of
 
-CONFIG = WindowConfig(blocks=40, deadline=28, keys=31, manifest=33, leader_slot=3, leaders=3, seed_lookback=3)
+CONFIG = WindowConfig(
+    blocks=40, deadline=28, keys=31, evaluate=1, manifest=33, leader_slot=3, leaders=3, seed_lookback=3
+)
 WINDOW = 5
 TABLE = Timetable(WINDOW, CONFIG)
 
