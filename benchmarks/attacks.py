@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="S")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="simulations side by side, a core each")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME[:COUNT]", help="instead of all")
+    parser.add_argument("--windows", type=int, default=40, metavar="N", help="of each simulation (40)")
     parser.add_argument("--study", choices=("attacks", "effort"), default="attacks")
     parser.add_argument("--rescore", action="store_true", help="simulate nothing, apply the rules to what is recorded")
     parser.add_argument("--keep", action="store_true", help="simulations of an earlier version of the code count too")
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from templar_jax.node import home, open
 
     places = Places(args.out, args.evidence)
-    wanted = effort.jobs(args.seeds) if args.study == "effort" else jobs(args.seeds, args.only)
+    wanted = effort.jobs(args.seeds) if args.study == "effort" else jobs(args.seeds, args.only, args.windows)
     todo = list(queue.pending(wanted, places, args.keep or args.rescore))
     if args.rescore:
         todo = [(job, what) for job, what in todo if what == "score"]
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def jobs(seeds: list[int], only: list[str]) -> list[Any]:
+def jobs(seeds: list[int], only: list[str], windows: int = 40) -> list[Any]:
     """Seed by seed, so that an interrupted study has every adversary at least once."""
     from benchmarks.study.job import Job
     from templar_jax.simulate.zoo.table import ROLES
@@ -70,9 +71,9 @@ def jobs(seeds: list[int], only: list[str]) -> list[Any]:
             number = int(count or COUNT)
             stem = f"{name}-x{number}" if count and number != COUNT else name
             if name == HONEST:
-                found.append(Job(stem, seed))
+                found.append(Job(stem, seed, windows=windows))
             elif ROLES[name].acts == "validator":
-                found.append(Job(stem, seed, ((name, int(count or 1)),), validators=JUDGES))
+                found.append(Job(stem, seed, ((name, int(count or 1)),), windows=windows, validators=JUDGES))
             else:
-                found.append(Job(stem, seed, ((name, number),)))
+                found.append(Job(stem, seed, ((name, number),), windows=windows))
     return list(dict.fromkeys(found))

@@ -56,7 +56,7 @@ def rows(results: Mapping[str, Sequence[Result]]) -> list[Row]:
     for name, of in results.items():
         entry = ROLES.get(_role(of[0]))
         if entry is not None and not effort_page.is_of(of[0]) and _role(of[0]) != "absent":
-            same = of[0]["job"]["attacks"][0][1] == 3 or entry.acts == "validator"
+            same = bool(alone) and of[0]["job"]["attacks"][0][1] == 3
             found.append(verdict.row(name, entry.letter, entry.does, of, alone if same else {}, limit))
     order = list(ROLES)
     return sorted(found, key=lambda row: (row.letter, order.index(_role(results[row.name][0])), row.name))
@@ -218,8 +218,13 @@ def _not_beaten(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     failing = [row for row in rows if NOT in (row.verdicts["default"], row.verdicts["harm"])]
     if not failing:
         return ""
-    lines = [f"- `{row.name}`: {notes.get(row.name, 'not yet explained.')}" for row in failing]
+    lines = [f"- `{row.name}` ({_fails(row)}): {notes.get(row.name, 'not yet explained.')}" for row in failing]
     return "## Not beaten, and the best idea why\n\n" + "\n".join(lines) + "\n"
+
+
+def _fails(row: Row) -> str:
+    pay, harm = row.verdicts["default"] == NOT, row.verdicts["harm"] == NOT
+    return ", ".join(["pay"] * pay + ["harm"] * harm)
 
 
 def _harm(results: Mapping[str, Sequence[Result]]) -> str:

@@ -11,7 +11,6 @@ from templar_jax.config import NodeConfig, RunConfig
 
 # A simulation's nodes take turns in one thread; XLA's own threads would only wait for each other on one core.
 FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_cpu_enable_concurrency_optimized_scheduler=false"
-JOBS_A_PROCESS = 30
 
 
 def state(job: Job, places: Places, keep: bool) -> str:
@@ -47,10 +46,11 @@ def work(
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0)) * JOBS_A_PROCESS if hasattr(os, "sched_getaffinity") else ():
-        cores.put(core)
+    free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    for number in range(side_by_side):
+        cores.put(free[number % len(free)])
     failed: list[str] = []
-    with ProcessPoolExecutor(side_by_side, context, _own_core, (cores,), max_tasks_per_child=JOBS_A_PROCESS) as pool:
+    with ProcessPoolExecutor(side_by_side, context, _own_core, (cores,)) as pool:
         futures: dict[Future, Job] = {}
         for job, what in todo:
             if what == "score":

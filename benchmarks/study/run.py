@@ -16,8 +16,10 @@ import templar_jax
 from benchmarks.study import effort
 from benchmarks.study.job import Job, Places
 from templar_jax.config import NodeConfig, RunConfig
+from templar_jax.data.pages import Pages
 from templar_jax.incentive.rules import rules
 from templar_jax.node import open
+from templar_jax.node.engine import Engine
 from templar_jax.simulate import facts, pay, report
 from templar_jax.simulate.facts import Facts
 from templar_jax.simulate.network import simulate
@@ -59,9 +61,15 @@ def _hash(paths: list[Path], root: Path) -> str:
 def run(job: Job, run_config: RunConfig, node: NodeConfig, places: Places) -> Path:
     """Simulates, keeps facts and evidence, writes the result. Returns where it stands."""
     pinned, pages = open.pin_data(run_config, node, lambda text: None)
-    engine, started = machine(pinned, node), time.process_time()
+    record(job, pinned, machine(pinned, node), pages, places)
+    return score(job, places)
+
+
+def record(job: Job, run_config: RunConfig, engine: Engine, pages: Pages, places: Places) -> None:
+    """Simulates, and keeps facts and evidence of the first honest validator."""
+    started = time.process_time()
     numbers: Any = dict(peers=job.peers, windows=job.windows, seed=job.seed, validators=job.validators)
-    outcome = simulate(pinned, engine, pages, attacks=dict(job.attacks), **numbers)
+    outcome = simulate(run_config, engine, pages, attacks=dict(job.attacks), **numbers)
     known = facts.facts(outcome, facts.heldout_loss(outcome))
     judge = next(name for name, role in known.validators.items() if role == "honest")
     lines = outcome.evidence[judge]
@@ -69,7 +77,6 @@ def run(job: Job, run_config: RunConfig, node: NodeConfig, places: Places) -> Pa
     places.evidence.mkdir(parents=True, exist_ok=True)
     places.lines(job).write_bytes(gzip.compress(b"".join(lines), 6, mtime=0))
     places.facts(job).write_text(json.dumps(head) + "\n" + facts.encode(known))
-    return score(job, places)
 
 
 def recorded(job: Job, places: Places) -> tuple[dict[str, Any], Facts, list[bytes]] | None:

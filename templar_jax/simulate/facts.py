@@ -15,7 +15,7 @@ import numpy as np
 from templar_jax.simulate.network import Entry, Outcome, digest, owner, roots
 from templar_jax.telemetry.events import Alarm, ManifestApplied, Registered, StepDone
 
-HELDOUT_SEQUENCES = 512  # of the final loss
+HELDOUT_SEQUENCES = 512  # of the final loss, or all where there are fewer
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def heldout_loss(outcome: Outcome) -> float | None:
 
     for (name, role), node in zip(outcome.roles.items(), outcome.nodes, strict=False):
         if node is not None and role == "honest" and not name.startswith("validator"):
-            size = node.run.inner.batch
-            there = node.pages.manifest.n_heldout_pages * node.pages.manifest.page
-            tokens_NS, _ = node.pages.read_heldout(min(HELDOUT_SEQUENCES, there))
-            count = len(tokens_NS) // size * size
-            total = heldout_nats(node.engine, node.state.params, np.asarray(tokens_NS[:count]))
+            size, manifest = node.run.inner.batch, node.pages.manifest
+            count = min(HELDOUT_SEQUENCES, manifest.n_heldout_pages * manifest.page) // size * size
+            if not count:
+                return None
+            tokens_NS, _ = node.pages.read_heldout(count)
+            total = heldout_nats(node.engine, node.state.params, np.asarray(tokens_NS))
             return total / (count * (tokens_NS.shape[1] - 1))
     return None
 
