@@ -85,6 +85,7 @@ class CompressConfig:
 
     tile: int = 64  # edge of a square tile; 1-D units are cut into runs of this length
     k: int = 64  # values kept per tile (all of them where a tile has no more)
+    expert_k: int = 0  # the same of a routed expert's tiles; 0: k
     feedback_decay: float = 0.95
     quantizer: Literal["sign1", "v213"] = "sign1"
     dct: bool = False  # select in the discrete cosine domain of each tile

@@ -185,6 +185,7 @@ def _ranges(run: RunConfig) -> Iterator[str]:
         ("inner.warmup", run.inner.warmup, 0),
         ("compress.tile", run.compress.tile, 1),
         ("compress.k", run.compress.k, 1),
+        ("compress.expert_k", run.compress.expert_k, 0),
         ("data.sequence", run.data.sequence, 2),
         ("data.page", run.data.page, 1),
         ("data.slots", run.data.slots, 1),
@@ -257,8 +258,9 @@ def _compress(run: RunConfig) -> Iterator[str]:
         yield f"compress.tile {c.tile} does not divide {GRAIN}: use 64, 32, 16 or 8"
     elif c.tile**2 > INDEX_VALUES:
         yield f"compress.tile {c.tile} makes tiles of more than {INDEX_VALUES} elements: use 64 or less"
-    if c.k > c.tile**2:
-        yield f"compress.k {c.k} is more than a tile has ({c.tile**2} values, compress.tile {c.tile} squared): lower it"
+    for name, k in (("k", c.k), ("expert_k", c.expert_k)):
+        if k > c.tile**2:
+            yield f"compress.{name} {k} is more than a tile has ({c.tile**2} values): lower it or raise compress.tile"
 
 
 def _inner_and_outer(run: RunConfig) -> Iterator[str]:

@@ -47,6 +47,11 @@ class Param:
         return self.shape[self.stack :]
 
     @property
+    def routed(self) -> bool:
+        """Only the tokens that the router sends there meet it."""
+        return "expert" in self.axes
+
+    @property
     def units(self) -> int:
         return math.prod(self.shape[: self.stack])
 
@@ -154,7 +159,7 @@ def spec(param: Param, mesh: Any) -> PartitionSpec:
 
     What is not laid over "expert" lies over "fsdp" and "expert" together, or over "fsdp" where it does not divide.
     """
-    joint = "expert" not in param.axes
+    joint = not param.routed
 
     def choose(dim: int, extent: int, axis: str | None) -> Axis:
         grain = 1 if dim < param.stack else GRAIN

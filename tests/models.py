@@ -19,6 +19,8 @@ MIXTURE = ModelConfig(
     vocab=512, dim=512, layers=2, heads=4, kv_heads=2, head_dim=64, ffn_dim=128, tied=False,
     experts=4, experts_per_token=2, expert_ffn_dim=128,
 )  # fmt: skip
+# The same for tests on one device.
+LITTLE = dataclasses.replace(SMALL, ffn_dim=64, experts=4, experts_per_token=2, expert_ffn_dim=64)
 
 
 def small_run(model: ModelConfig = SMALL, **inner) -> RunConfig:

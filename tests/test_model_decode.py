@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import SMALL, WIDE, mesh_of, rough_params, small_run, tokens
+from models import LITTLE, SMALL, WIDE, mesh_of, rough_params, small_run, tokens
 
 from templar_jax.config import ComputeConfig
 from templar_jax.model import decode
@@ -39,8 +39,11 @@ def stepped(run, place, params, tokens_BS, lengths_B, padded: int, length: int) 
     return out
 
 
-@pytest.mark.parametrize("model", [SMALL, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("path", ["xla", "blockwise"])
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [(SMALL, "xla"), (SMALL, "blockwise"), (UNTIED, "xla"), (LITTLE, "xla")],
+    ids=["tied", "tied-blockwise", "untied", "mixture"],
+)
 def test_cached_logits_are_the_full_forwards(model, path):
     """Prompts of different lengths in one batch, with rubbish as padding."""
     run = small_run(model)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import MIXTURE, SMALL, mesh_of, rough_params, small_run, tokens
+from models import LITTLE, MIXTURE, mesh_of, rough_params, small_run, tokens
 
 from templar_jax.config import ComputeConfig, ModelConfig
 from templar_jax.model import flops, moe
@@ -24,7 +24,6 @@ from templar_jax.train.inner import loss_and_grads, make_inner
 from templar_jax.train.optimizer import make_optimizer
 
 MESHES = [(2, 1, 4), (2, 2, 2)]  # fsdp, tensor, expert
-LITTLE = dataclasses.replace(SMALL, ffn_dim=64, experts=4, experts_per_token=2, expert_ffn_dim=64)
 NANO = ModelConfig(dim=64, experts=6, experts_per_token=3, expert_ffn_dim=64)
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from compress_numpy import contributions, placed, rough, run_of, same_bits
 from models import MIXTURE, mesh_of, rough_params, tokens
+from test_compress_codec import any_packed, equal
 
 from templar_jax.compress import aggregate, codec
 from templar_jax.compress.feedback import make_compressor
 from templar_jax.compress.root import make_root
 from templar_jax.compress.tiles import groups, tilings
 from templar_jax.config import ComputeConfig
+from templar_jax.errors import RefusedError
 from templar_jax.sharding import spec, table, units
 from templar_jax.train.evaluate_peer import make_evaluate_peer
 from templar_jax.train.outer import make_outer
@@ -41,6 +43,18 @@ def test_every_device_holds_its_part(mesh):
     (largest,) = groups(RUN, mesh_of(*mesh), most=2**30)
     assert largest == tuple(param.name for param in table(RUN)) and on_one > 2**20
     assert len(groups(RUN, mesh_of(*mesh), most=int(on_one) // 4)) == 1, "a device holds about an eighth"
+
+
+def test_experts_have_a_budget_of_their_own():
+    run = dataclasses.replace(RUN, compress=dataclasses.replace(RUN.compress, expert_k=11))
+    cut = tilings(run)
+    assert {cut[name].k for name in ("layers/expert_gate", "layers/expert_down")} == {11}
+    assert cut["layers/q"].k == cut["layers/gate"].k == cut["layers/router"].k == RUN.compress.k
+    packed = any_packed(run, 0)
+    data = codec.encode(run, packed)
+    assert equal(codec.decode(run, data), packed) and len(data) < codec.plaintext_bounds(RUN)[0]
+    with pytest.raises(RefusedError):
+        codec.decode(RUN, data)
 
 
 def window(mesh):

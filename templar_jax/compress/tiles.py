@@ -66,7 +66,8 @@ def tiling(run: RunConfig, param: Param) -> Tiling:
     """The run's tiling of one parameter: sides are the largest divisors <= compress.tile, 1-D units cut in runs."""
     sides = tuple(largest_divisor(extent, run.compress.tile) for extent in param.unit_shape)
     grid = tuple(extent // side for extent, side in zip(param.unit_shape, sides, strict=True))
-    return Tiling(param, sides, grid, min(run.compress.k, math.prod(sides)))
+    k = (param.routed and run.compress.expert_k) or run.compress.k
+    return Tiling(param, sides, grid, min(k, math.prod(sides)))
 
 
 @functools.lru_cache(maxsize=16)  # read many times a window

@@ -112,7 +112,7 @@ def step_temporaries(run: RunConfig, node: NodeConfig, mesh: Any) -> dict[str, i
     tokens = sequences * run.data.sequence
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
     layer_params = sum(
-        math.prod(p.shape[1:]) // (mesh.shape["expert"] if p.stack == 2 else 1) for p in table(run) if p.stack
+        math.prod(p.shape[1:]) // (mesh.shape["expert"] if p.routed else 1) for p in table(run) if p.stack
     )
     layer_params //= tensor
     residuals = tokens * (4 * m.dim + (2 * q + 2 * kv + 3 * m.ffn_dim) // tensor) * c  # of one layer
