@@ -25,6 +25,7 @@ T = TypeVar("T")
 WRONG = 2  # times that a source may serve wrong bytes (a torn answer) before its peer is given up
 MIN_TRY = 1.0  # seconds
 TRY = 0.6  # of the time that is left: for one try, so that one that hangs is not the last
+SOURCES = 6  # that a time limit suffices for, should each but the last be silent
 AGAIN = 1 / 8  # of the time that is left: between two tries, and at least 1 / 16 and at most 1 / 2 of a block
 
 
@@ -66,7 +67,7 @@ async def one_peer(world: World, uid: int, work: Awaitable[T]) -> T | RefusedErr
 async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window: int, seconds: float) -> bytes:
     """The sealed object whose sha256 the chain holds.
 
-    The owner's bucket is asked first; where it has not answered after one block, the mirrors are asked beside it.
+    The owner's bucket is asked first, then the mirrors beside it, one after the other (see `stagger`).
 
     Args:
       mirrors: locators.
@@ -94,9 +95,17 @@ async def fetch_sealed(node: Node, claim: Claim, mirrors: Iterable[str], window:
         return found
 
     attempts = [partial(attempt, locator, key) for locator, key in places]
-    sealed = await first_of(attempts, stagger=node.world.chain.block_seconds)
+    sealed = await first_of(attempts, stagger(node.world, seconds))
     node.sealed[cache_key(claim, window)] = sealed
     return sealed
+
+
+def stagger(world: World, seconds: float) -> float:
+    """After how many seconds without an answer the next source is asked, of `seconds` in which one must be found.
+
+    A source that never answers must not use up the time in which the others would.
+    """
+    return min(world.chain.block_seconds, seconds / SOURCES)
 
 
 async def persist(world: World, until: float, ask: Callable[[float], Awaitable[T]]) -> T:

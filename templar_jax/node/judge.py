@@ -13,7 +13,7 @@ from templar_jax.compress.packed import Packed
 from templar_jax.config import RunConfig
 from templar_jax.errors import RefusedError, StoreError
 from templar_jax.node.forkchoice import Candidate, Claim
-from templar_jax.node.gather import fetch_sealed, open_contribution, reader_of
+from templar_jax.node.gather import fetch_sealed, open_contribution, reader_of, stagger
 from templar_jax.node.patience import bounded, first_of
 from templar_jax.node.world import Node, World
 from templar_jax.store import contribution
@@ -82,7 +82,7 @@ async def fetch_manifest(
         raise StoreError(f"{key} in {locator} is not what uid {candidate.uid} committed and signed")
 
     places = dict.fromkeys([candidate.locator, *relays[:RELAYS]])
-    return await first_of([partial(ask, locator) for locator in places], stagger=world.chain.block_seconds)
+    return await first_of([partial(ask, locator) for locator in places], stagger(world, seconds))
 
 
 def check(node: Node, manifest: Manifest, candidate: Candidate, claims: tuple[Claim, ...]) -> None:

@@ -52,10 +52,10 @@ async def opened_by(node: Node, window: int, until: float) -> dict[int, Contribu
 
 
 async def last_moment(node: Node, window: int) -> float:
-    """Clock time until which a key may be published: a leader asks for it every half block, and then closes."""
+    """Clock time until which a key may be published: a leader asks for it more and more often, and then closes."""
     world = node.world
     cutoff = await world.chain.eta(node.timetable(window).manifest - 1)
-    return cutoff + (node.run.window.leader_slot / 2 - 0.55) * world.chain.block_seconds
+    return cutoff + (node.run.window.leader_slot / 2 - 0.1) * world.chain.block_seconds
 
 
 async def evaluation_draw(node: Node, window: int) -> np.ndarray | None:

@@ -102,8 +102,8 @@ async def hand_in(node: Node, window: int, saved: SavedSeal) -> None:
 
 
 def to_some(operation: Operation) -> Fault | None:
-    """Half of the others find nothing in its bucket."""
-    return Fault("drop") if operation.kind == "get" and half_of(operation.actor) else None
+    """Half of the others never get an answer: that costs them more than a refusal."""
+    return Fault("stall") if operation.kind == "get" and half_of(operation.actor) else None
 
 
 async def after_deadline(node: Node, window: int, saved: SavedSeal) -> bool:
