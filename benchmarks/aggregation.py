@@ -94,7 +94,7 @@ def train(engine: Engine, pages: Pages, rule: Callable, poison: str, seed: int, 
     """Held-out loss after `windows` windows of `peers` peers."""
     config, cache = engine.run, PageCache(pages, threads=0)
     theta, honest = engine.theta_0(), args.peers - (args.poisoners if poison != "none" else 0)
-    states = [[engine.inner.init(theta), engine.compressor.init()] for _ in range(args.peers)]
+    states = [[engine.inner.init(), engine.compressor.init()] for _ in range(args.peers)]
     for window in range(args.windows):
         draw = hashlib.sha256(f"{seed}/{window}".encode()).digest()
         sent = {}
@@ -117,7 +117,7 @@ def inner_steps(
     """One peer's parameters after H steps on its own pages; its optimizer's state moves on."""
     mine, inner = assigned(draw, peer, config.pages_per_window, cache.manifest.n_pages), config.inner
     what: Any = dict(run_id=config.run_id, window=window, batch=inner.batch, steps=inner.steps, seed=draw, threads=0)
-    loader, params = make_loader(cache, mine, **what), engines.copy(theta)
+    loader, params = make_loader(cache, mine, **what), engine.inner.begin(theta)
     for step in range(inner.steps):
         params, state[0], _ = engine.inner.step(params, state[0], next(loader), window * inner.steps + step)
     loader.close()

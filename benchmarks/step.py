@@ -36,7 +36,7 @@ def ours(config: RunConfig, compute: ComputeConfig, devices: Sequence[Any], toke
     mesh = make_mesh(MeshConfig(), devices)
     params = init_params(config, mesh)
     inner = make_inner(config, compute, mesh)
-    state = [params, inner.init(params), 0]
+    state = [params, inner.init(), 0]
 
     def step():
         state[0], state[1], metrics = inner.step(state[0], state[1], tokens, state[2])

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
     if args.table:
         plans = [planned(*load(name), args) for name in shipped()]
-        plans.sort(key=lambda plan: plan.memory.arguments)
+        plans.sort(key=lambda plan: plan.memory.arguments["gradients"])
         print(f"# Plan for {args.gpus} x {plans[0].gpu.title}\n")
         print(
             f"Made by `python scripts/plan.py --table --gpus {args.gpus} --gpu {args.gpu}`: {args.mfu:.0%} MFU, ",

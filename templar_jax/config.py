@@ -145,7 +145,8 @@ class ComputeConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmuls; parameters stay float32
     attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "full", "save-names", "offload-names"] = "none"
+    offload: tuple[str, ...] = ()  # rest in pinned host memory: "parameters", "moments", "feedback", "snapshot"
     micro_batch: int = 0  # sequences of one forward pass; 0: the whole inner batch
     loss_chunk: int = 512  # sequence positions of one cross-entropy chunk
 

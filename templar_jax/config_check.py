@@ -16,6 +16,7 @@ INDEX_VALUES = 4096  # elements of a tile: an index is a uint16, and sums of gap
 CHAIN_FINALITY = 3  # blocks that a Bittensor head runs before its finalised block
 MIN_TRAINING = 0.25  # part of a window that must remain for inner steps even when the last leader closes it
 SINKS = ("wandb", "tensorboard")
+OFFLOADS = ("parameters", "moments", "feedback", "snapshot")  # classes of train/offload.py
 
 T = TypeVar("T")
 
@@ -120,6 +121,9 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
     for sink in node.sinks:
         if sink not in SINKS:
             yield f"node.sinks has {sink!r}: choose from {', '.join(SINKS)}"
+    for what in node.compute.offload:
+        if what not in OFFLOADS:
+            yield f"node.compute.offload has {what!r}: choose from {', '.join(OFFLOADS)}"
     replay = node.checkpoint_every * node.checkpoint_keep
     if node.keep_windows < replay:
         yield (

@@ -93,13 +93,13 @@ def test_no_collectives(mesh):
     run, mesh = run_of(), mesh_of(*mesh)
     where = shardings(run, mesh)
     params = [jax.ShapeDtypeStruct(param.shape, np.float32, sharding=where[param.name]) for param in table(run)]
-    assert_no_collectives(room._make_sums(run, mesh).lower(params, np.zeros(4, np.uint32)))
+    assert_no_collectives(room._make_sums(run, mesh, tuple(shardings(run, mesh))).lower(params, np.zeros(4, np.uint32)))
 
 
 def test_any_salt_uses_one_executable():
     run, mesh = run_of(SMALL), mesh_of(1)
     params = placed(run, mesh, rough(run, 0))
     make_root(run, mesh)(params)
-    compiled = room._make_sums(run, mesh)._cache_size()
+    compiled = room._make_sums(run, mesh, tuple(shardings(run, mesh)))._cache_size()
     assert len({make_root(run, mesh, salt)(params) for salt in range(5)}) == 5
-    assert room._make_sums(run, mesh)._cache_size() == compiled
+    assert room._make_sums(run, mesh, tuple(shardings(run, mesh)))._cache_size() == compiled

@@ -13,7 +13,7 @@ from templar_jax.config_check import fit_mesh, node_problems, run_problems, trai
 from templar_jax.config_load import load, shipped
 from templar_jax.model.placement import make_placement
 from templar_jax.sharding import make_mesh, table
-from templar_jax.train.inner import accumulated
+from templar_jax.train.accumulate import accumulated
 
 PARAMETERS = {
     "nano": 102_720,

@@ -128,7 +128,7 @@ def test_continued_training_from_imported_weights_lowers_the_held_out_loss(tmp_p
     inner = make_inner(run, ComputeConfig(attention="xla"), mesh)
 
     def trained(params, first: int, steps: int):
-        opt = inner.init(params)
+        opt = inner.init()
         for step in range(first, first + steps):
             params, opt, _ = inner.step(params, opt, train_NS[8 * step : 8 * step + 8], step)
         return params

@@ -19,8 +19,9 @@ from templar_jax.model.layers import swiglu
 from templar_jax.model.llama import from_params
 from templar_jax.model.placement import ALONE, make_placement
 from templar_jax.sharding import table
+from templar_jax.train.accumulate import loss_and_grads
 from templar_jax.train.evaluate import make_evaluate
-from templar_jax.train.inner import loss_and_grads, make_inner
+from templar_jax.train.inner import make_inner
 from templar_jax.train.optimizer import make_optimizer
 
 MESHES = [(2, 1, 4), (2, 2, 2)]  # fsdp, tensor, expert
@@ -118,7 +119,7 @@ def test_the_load_balancing_loss_makes_the_load_even():
         params["embed"] += 0.1  # a direction that all tokens share, and that the first expert likes
         params["layers/router"] = params["layers/router"].at[:, :, 0].add(0.02)
         inner = make_inner(run, ComputeConfig(), mesh_of(1))
-        opt = inner.init(params)
+        opt = inner.init()
         for step in range(20):
             params, opt, _ = inner.step(params, opt, ids, step)
         found.append(float(from_params(run, params).hidden_and_stats(ids)[1].load.max()))
@@ -154,7 +155,7 @@ def test_a_step_equals_one_device_and_stays_sharded(optimizer):
     for devices in (mesh_of(1), mesh_of(2, 1, 4)):
         params = rough_params(run, devices)
         inner = make_inner(run, ComputeConfig(), devices)
-        out.append(inner.step(params, inner.init(params), tokens(run), 100))
+        out.append(inner.step(params, inner.init(), tokens(run), 100))
     (one, _, want), (many, opt, got) = out
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for name, value in many.items():

@@ -45,7 +45,7 @@ def trained():
         return np.stack(rows, 1).astype(np.int32)
 
     params = rough_params(run)
-    opt = inner.init(params)
+    opt = inner.init()
     for step in range(80):
         params, opt, _ = inner.step(params, opt, batch(), step)
     return run, {name: np.asarray(x) for name, x in params.items()}, [batch() for _ in range(16)]
@@ -65,7 +65,7 @@ def test_honest_machines_agree_far_within_the_tolerance(trained, mesh, compute):
     inner, evaluate = make_inner(run, compute, mesh_of(*mesh)), make_evaluate_peer(run, ComputeConfig(), mesh_of(1))
     at = shardings(run, mesh_of(*mesh))
     mine = {name: jax.device_put(x, at[name]) for name, x in host.items()}
-    opt = inner.init(mine)
+    opt = inner.init()
     off, own = [], []
     for batch in batches[: 16 if mesh == (1, 1) else 6]:
         copied = jax.tree.map(lambda x: x.copy(), (mine, opt))

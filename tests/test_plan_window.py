@@ -83,16 +83,24 @@ def test_figures_have_the_names_that_the_design_gives_them():
     assert found["fits"] is False and "host memory does not suffice" in "\n".join(lines(plan))
     fits = make_plan(run, node, H100, 8)
     assert figures(fits)["fits"] is True and lines(fits)[-2] == "fits"
-    assert row(fits).count("|") == 11
+    assert row(fits).count("|") == 12
     json.dumps(figures(fits), allow_nan=False)
 
 
 @pytest.mark.processes
 def test_the_script_plans_and_refuses(tmp_path):
-    flags = ["--config", "70b", "--no-compile", "--json", str(tmp_path / "plan.json")]
+    flags = [
+        "--config",
+        "70b",
+        "--no-compile",
+        "--node.compute.offload",
+        "moments",
+        "--json",
+        str(tmp_path / "plan.json"),
+    ]
     done = subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "does not fit" in done.stdout and "what would fit" in done.stdout and "not built yet" in done.stdout
+    assert "does not fit" in done.stdout and "what would fit: --node.compute.offload" in done.stdout
     assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
     bad = subprocess.run([sys.executable, str(SCRIPT), "--gpu", "h10"], capture_output=True, text=True, timeout=120)
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1

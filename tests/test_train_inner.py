@@ -13,8 +13,9 @@ from templar_jax.config import ComputeConfig, InnerConfig
 from templar_jax.errors import ConfigError
 from templar_jax.model.placement import Placement
 from templar_jax.sharding import table
+from templar_jax.train.accumulate import loss_and_grads
 from templar_jax.train.compiles import counting
-from templar_jax.train.inner import loss_and_grads, make_inner
+from templar_jax.train.inner import make_inner
 from templar_jax.train.optimizer import is_muon, make_optimizer
 from templar_jax.train.schedule import learning_rate
 
@@ -32,7 +33,7 @@ def test_adamw_equals_numpy():
     params = rough_params(run)
     grads_of = jax.jit(lambda p: loss_and_grads(run, Placement(), p, ids)[1])
     inner = make_inner(run, ComputeConfig(attention="xla"), mesh_of(1))
-    state = inner.init(params)
+    state = inner.init()
     want = {name: np.asarray(value, np.float64) for name, value in params.items()}
     m, v = ({name: np.zeros(value.shape) for name, value in want.items()} for _ in range(2))
     decay = {param.name: config.weight_decay if param.decay else 0.0 for param in table(run)}
@@ -88,7 +89,7 @@ def test_it_learns(optimizer):
     run = small_run(optimizer=optimizer, lr=3e-3, warmup=2, decay_steps=100)
     params, ids = rough_params(run), tokens(run)
     inner = make_inner(run, ComputeConfig(), mesh_of(1))
-    opt, losses = inner.init(params), []
+    opt, losses = inner.init(), []
     for step in range(12):
         params, opt, metrics = inner.step(params, opt, ids, step)
         losses.append(float(metrics.loss))
@@ -100,7 +101,7 @@ def test_steps_are_golden():
     run = small_run(lr=1e-2, warmup=2)
     params = rough_params(run)
     inner = make_inner(run, ComputeConfig(), mesh_of(1))
-    opt, got = inner.init(params), []
+    opt, got = inner.init(), []
     for step in range(4):
         params, opt, metrics = inner.step(params, opt, tokens(run, seed=step), step)
         got.append((round(float(metrics.loss), 5), round(float(metrics.grad_norm), 5)))
@@ -120,7 +121,7 @@ def test_accumulation_equals_the_whole_batch():
         mesh = mesh_of(fsdp)
         params = rough_params(run, mesh)
         inner = make_inner(run, ComputeConfig(micro_batch=micro), mesh)
-        params, _, metrics = inner.step(params, inner.init(params), ids, 500)
+        params, _, metrics = inner.step(params, inner.init(), ids, 500)
         out.append((metrics, params))
     for metrics, _ in out[1:]:
         np.testing.assert_allclose(metrics.loss, out[0][0].loss, rtol=1e-6)
@@ -132,7 +133,7 @@ def test_step_two_compiles_nothing_and_inputs_are_donated():
     mesh = mesh_of(8)
     params = rough_params(run, mesh)
     inner = make_inner(run, ComputeConfig(), mesh)
-    opt = inner.init(params)
+    opt = inner.init()
     with counting() as first:
         after, opt, _ = inner.step(params, opt, tokens(run), 0)
     assert first.count >= 1

@@ -8,8 +8,9 @@ from models import WIDE, mesh_of, rough_params, small_run, tokens
 from templar_jax.config import ComputeConfig
 from templar_jax.model.placement import make_placement
 from templar_jax.sharding import table
+from templar_jax.train.accumulate import loss_and_grads
 from templar_jax.train.evaluate import make_evaluate
-from templar_jax.train.inner import loss_and_grads, make_inner
+from templar_jax.train.inner import make_inner
 
 MESHES = [(8, 1), (4, 2)]
 
@@ -55,7 +56,7 @@ def test_a_step_equals_one_device_and_stays_sharded(mesh, optimizer):
     for devices in (mesh_of(1), mesh_of(*mesh)):
         params = rough_params(run, devices)
         inner = make_inner(run, ComputeConfig(), devices)
-        out.append(inner.step(params, inner.init(params), tokens(run), 100))
+        out.append(inner.step(params, inner.init(), tokens(run), 100))
     (one, _, want), (many, opt, got) = out
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for name, value in many.items():

@@ -12,9 +12,9 @@ DeMo (arXiv 2411.19870), SparseLoCo (arXiv 2508.15706).
 Letters: T tiles of a unit, N elements of a tile, k values kept of each.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from templar_jax.compress.packed import Packed
 from templar_jax.compress.tiles import Tiling, alike, fold, groups, place, split_rows, tilings, unfold
 from templar_jax.config import RunConfig
 from templar_jax.sharding import make_zeros, spec
+from templar_jax.train.offload import fetch, host_zeros, settle
 
 Params = dict[str, jax.Array]
 Arrays = list[jax.Array]
@@ -44,8 +45,11 @@ class Compressor:
     update: Callable[[Params, Params, Params], tuple[Params, dict[str, Packed]]]
 
 
-def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
-    """Builds the (init, update) pair of a run on a mesh. All devices of the mesh belong to this process."""
+def make_compressor(run: RunConfig, mesh: Mesh, offload: tuple[str, ...] = ()) -> Compressor:
+    """Builds the (init, update) pair of a run on a mesh. All devices of the mesh belong to this process.
+
+    offload: classes that rest in pinned host memory (offload.py), among them perhaps "feedback".
+    """
     make_group = _make_sign1 if run.compress.quantizer == "sign1" else _make_v213
     made = [(names, make_group(run, mesh, names)) for names in groups(run, mesh)]
 
@@ -53,13 +57,13 @@ def make_compressor(run: RunConfig, mesh: Mesh) -> Compressor:
         left: Params = {}
         packed: dict[str, Packed] = {}
         for names, compress in made:
-            arrays = [[params[name] for name in names] for params in (feedback, start, end)]
-            new, sent = compress(*arrays)
-            left.update(zip(names, new, strict=True))
+            lying = [[params[name] for name in names] for params in (feedback, start, end)]
+            new, sent = compress(*fetch(lying))
+            left.update(zip(names, settle(new, lying[0]), strict=True))
             packed.update(zip(names, sent, strict=True))
         return left, packed
 
-    return Compressor(make_zeros(run, mesh), update)
+    return Compressor(partial(host_zeros, run, mesh) if "feedback" in offload else make_zeros(run, mesh), update)
 
 
 def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
@@ -74,7 +78,7 @@ def sign1_executable(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Call
         columns: list[list[Any]] = [[None] * len(cut) for _ in range(5)]
         for positions, offsets, values in keep(cut, domain, chunk):
             tiling = cut[positions[0]]
-            codes, scales, sent = select.in_chunks(functools.partial(_sign1, tiling.size), 16 * chunk, values)
+            codes, scales, sent = select.in_chunks(partial(_sign1, tiling.size), 16 * chunk, values)
             units = [totals[position] for position in positions]
             for column, rows in zip(columns, (offsets, codes, scales[:, None], values, sent), strict=True):
                 for position, part in zip(positions, split_rows(rows, units, tiling.sides), strict=True):
@@ -133,7 +137,7 @@ def v213_executables(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> tupl
     def subtract_on_shard(totals: Arrays, offsets: Arrays, values: Arrays, sent: Arrays, zero: jax.Array):
         return _subtract(run, cut, totals, offsets, values, sent, zero)
 
-    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    mapped = partial(jax.shard_map, mesh=mesh, check_vma=False)
     choose = jax.jit(
         mapped(select_on_shard, in_specs=(whole, whole, whole, none, none), out_specs=(whole, whole, whole)),
         donate_argnums=0,

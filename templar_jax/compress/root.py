@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from templar_jax.compress.tiles import groups
 from templar_jax.config import RunConfig
 from templar_jax.sharding import Param, spec, table
+from templar_jax.train.offload import fetch
 
 LANES = 4
 
@@ -27,10 +29,12 @@ def make_root(run: RunConfig, mesh: Mesh, salt: int = 0) -> Callable[[dict[str, 
     """Builds `root(params) -> 32 bytes`. Any salt uses the same executable. salt: 0 <= salt < 2**256."""
     seed = hashlib.sha256(b"templar root" + salt.to_bytes(32, "little")).digest()
     lane_salts = np.frombuffer(seed, "<u4")[:LANES]
-    sums = _make_sums(run, mesh)
+    sums = [(names, _make_sums(run, mesh, names)) for names in groups(run, mesh)]
 
     def root(params: dict[str, jax.Array]) -> bytes:
-        parts = jax.device_get(sums([params[param.name] for param in table(run)], lane_salts))
+        parts = []
+        for names, sums_of_group in sums:
+            parts += jax.device_get(sums_of_group(fetch([params[name] for name in names]), lane_salts))
         digest = hashlib.sha256(seed)
         for param, part in zip(table(run), parts, strict=True):
             lanes = part.sum(axis=tuple(range(part.ndim - 1 - param.stack)), dtype=np.uint32)  # over shards of units
@@ -43,10 +47,13 @@ def make_root(run: RunConfig, mesh: Mesh, salt: int = 0) -> Callable[[dict[str, 
     return root
 
 
-@functools.lru_cache(maxsize=8)
-def _make_sums(run: RunConfig, mesh: Mesh) -> Callable:
-    """(params, salts uint32 [LANES]) -> per parameter uint32 [shards of a unit by dim..., *stack, LANES]."""
-    rows = table(run)
+@functools.lru_cache(maxsize=128)
+def _make_sums(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
+    """(params, salts uint32 [LANES]) -> per parameter uint32 [shards of a unit by dim..., *stack, LANES].
+
+    Lanes leave as the shards' own sums: nothing is sent between devices.
+    """
+    rows = [param for param in table(run) if param.name in names]
     specs = [spec(param, mesh) for param in rows]
 
     def on_shard(params: list[jax.Array], salts: jax.Array) -> list[jax.Array]:

@@ -87,7 +87,7 @@ def measure(run: RunConfig, config: NodeConfig) -> Speed:
     began, used = time.perf_counter(), time.process_time()
 
     theta = engine.theta_0()
-    opt, params = engine.inner.init(theta), engines.copy(theta)
+    opt, params = engine.inner.init(), engine.inner.begin(theta)
     batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
 
     def step() -> None:

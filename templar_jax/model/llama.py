@@ -10,13 +10,23 @@ Letters: B batch, S sequence, D model dim, N query heads, K key-value heads, H h
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from templar_jax.config import ModelConfig, RunConfig
 from templar_jax.model.attention import attend
 from templar_jax.model.layers import linear, rms_norm, rope, rope_angles, swiglu
 from templar_jax.model.moe import RouterStats, experts_ffn, route
 from templar_jax.model.placement import ALONE, Placement
+from templar_jax.model.remat import rematerialized
 from templar_jax.sharding import BATCH, LAYERS, table
+
+TAP = ".tap"  # ends the name of what receives the gradient of the parameter of that name (see Placement.weight)
+
+
+def used_weight(module: nnx.Module, place: Placement, name: str) -> jax.Array:
+    """A module's weight as `Placement.weight` gives it, with its tap where the module has one."""
+    tap = getattr(module, name + TAP, None)
+    return place.weight(name, getattr(module, name)[...], None if tap is None else tap[...])
 
 
 class Layer(nnx.Module):
@@ -28,7 +38,7 @@ class Layer(nnx.Module):
             setattr(self, name, nnx.Param(value))
 
     def _weight(self, name: str) -> jax.Array:
-        return self.place.weight(name, getattr(self, name)[...])
+        return used_weight(self, self.place, name)
 
     def _linear(self, x_BSI: jax.Array, *names: str) -> tuple[jax.Array, ...]:
         return linear(x_BSI, tuple(self._weight(name) for name in names))
@@ -42,7 +52,9 @@ class Layer(nnx.Module):
         """The dense network, or the experts and (where there is one) the shared expert."""
         parts, stats = [], None
         if self.model.ffn_dim:
-            parts += self._linear(swiglu(*self._linear(h_BSD, "gate", "up")), "down")
+            gate_BSF, up_BSF = self._linear(h_BSD, "gate", "up")
+            gate_BSF, up_BSF = checkpoint_name(gate_BSF, "gate"), checkpoint_name(up_BSF, "up")
+            parts += self._linear(swiglu(gate_BSF, up_BSF), "down")
         if self.model.experts:
             routing, stats = route(h_BSD, self._weight("router"), self.model)
             weights = self._weight("expert_gate"), self._weight("expert_up"), self._weight("expert_down")
@@ -52,10 +64,13 @@ class Layer(nnx.Module):
     def __call__(self, x_BSD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, RouterStats | None]:
         place, eps = self.place, self.model.norm_eps
         h_BSD = rms_norm(x_BSD, self._weight("attn_norm"), eps)
-        q_BSNH, k_BSKH, v_BSKH = (self._heads(y) for y in self._linear(h_BSD, "q", "k", "v"))
+        q_BSNH, k_BSKH, v_BSKH = (
+            checkpoint_name(self._heads(y), name)
+            for y, name in zip(self._linear(h_BSD, "q", "k", "v"), ("queries", "keys", "values"), strict=True)
+        )
         a_BSNH = attend(rope(q_BSNH, angles), rope(k_BSKH, angles), v_BSKH, place.attention, place.mesh, place.heads)
         (a_BSD,) = self._linear(a_BSNH.reshape(*x_BSD.shape[:2], -1), "o")
-        x_BSD = place.constrain(x_BSD + a_BSD, BATCH, None, None)
+        x_BSD = checkpoint_name(place.constrain(x_BSD + a_BSD, BATCH, None, None), "after_attention")
         h_BSD = rms_norm(x_BSD, self._weight("mlp_norm"), eps)
         f_BSD, stats = self._feed_forward(h_BSD)
         return place.constrain(x_BSD + f_BSD, BATCH, None, None), stats
@@ -73,7 +88,7 @@ class Llama(nnx.Module):
                 setattr(self, name, nnx.Param(value))
 
     def _weight(self, name: str) -> jax.Array:
-        return self.place.weight(name, getattr(self, name)[...])
+        return used_weight(self, self.place, name)
 
     def hidden(self, tokens_BS: jax.Array) -> jax.Array:
         """Final hidden states after the last norm, [B, S, D] in the compute dtype."""
@@ -89,10 +104,7 @@ class Llama(nnx.Module):
         def layer(x_BSD, weights):
             return nnx.merge(graph, weights)(x_BSD, angles)
 
-        if place.remat != "none":
-            policy = jax.checkpoint_policies.nothing_saveable
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x_BSD, stats = jax.lax.scan(layer, x_BSD, stacked, unroll=place.unroll)
+        x_BSD, stats = jax.lax.scan(rematerialized(layer, place.remat), x_BSD, stacked, unroll=place.unroll)
         return rms_norm(x_BSD, self._weight("norm"), m.norm_eps), stats
 
     def head_weight(self) -> jax.Array:

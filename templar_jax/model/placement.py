@@ -39,14 +39,35 @@ class Placement:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
-    def weight(self, name: str, value: jax.Array) -> jax.Array:
-        """One unit's weight in the compute dtype, gathered over fsdp (cast first: half the traffic in bfloat16)."""
+    def weight(self, name: str, value: jax.Array, tap: jax.Array | None = None) -> jax.Array:
+        """One unit's weight in the compute dtype, gathered over fsdp (cast first: half the traffic in bfloat16).
+
+        `tap`: f32 zeros like `value`, which receive its gradient in f32 where `value` itself is narrower.
+        """
         value = value.astype(jnp.dtype(self.dtype))
+        if tap is not None:
+            value = tapped(value, tap)
         for key, axes in self.weights:
             if key == name:
                 return self.constrain(value, *axes)
         return value
 
+
+@jax.custom_vjp
+def tapped(weight: jax.Array, tap: jax.Array) -> jax.Array:
+    """`weight`; its gradient goes to `tap`, in f32."""
+    return weight
+
+
+def _tapped_fwd(weight, tap):
+    return weight, None
+
+
+def _tapped_bwd(_, d_weight):
+    return jnp.zeros_like(d_weight), d_weight.astype(jnp.float32)
+
+
+tapped.defvjp(_tapped_fwd, _tapped_bwd)
 
 ALONE = Placement()  # one device, f32, plain attention
 

@@ -17,7 +17,7 @@ from templar_jax.data.assign import assigned
 from templar_jax.data.loader import Loader, make_loader, restore_loader
 from templar_jax.errors import ChainError
 from templar_jax.node import challenge
-from templar_jax.node.engine import Params, copy
+from templar_jax.node.engine import Params
 from templar_jax.node.history import window_claims
 from templar_jax.node.patience import Stopped, insist
 from templar_jax.node.seals import SavedSeal
@@ -61,7 +61,7 @@ def begin(node: Node, window: int, pages: list[int], seed: bytes) -> tuple[Param
     partial, node.local.partial = node.local.partial, None
     what: Any = dict(run_id=run_id, window=window, batch=inner.batch, steps=inner.steps, seed=seed, threads=threads)
     if partial is None or partial.cursor["window"] != window:
-        return copy(node.state.params), 0, make_loader(node.cache, pages, **what)
+        return node.engine.inner.begin(node.state.params), 0, make_loader(node.cache, pages, **what)
     return partial.params, partial.cursor["step"], restore_loader(node.cache, pages, partial.cursor, **what)
 
 

@@ -18,8 +18,10 @@ from templar_jax.sharding import shardings
 from templar_jax.train.evaluate import make_evaluate
 from templar_jax.train.evaluate_peer import PeerEvaluation, make_evaluate_peer
 from templar_jax.train.inner import Inner, make_inner
+from templar_jax.train.offload import parameters_like, settle
 from templar_jax.train.outer import Outer, make_outer
 from templar_jax.train.state import init_params, ordered
+from templar_jax.train.working import make_working
 
 Params = dict[str, jax.Array]
 
@@ -37,6 +39,8 @@ class Engine:
     salted_root: Callable[[Params, int], bytes]  # the same under a salt: 0 <= salt < 2**256
     evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
     theta_0: Callable[[], Params]  # a fresh copy each time
+    working: Callable[[Params], Params]  # as forward passes read them
+    like: dict[str, jax.ShapeDtypeStruct]  # where the global parameters lie
     peers: PeerEvaluation  # of contributions, by a validator
 
 
@@ -44,23 +48,21 @@ class Engine:
 def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
     """The engine of a run; nodes that share a process share it (and its executables)."""
     make = jax.jit(partial(init_params, run, mesh), out_shardings=shardings(run, mesh))  # traced once, not at each call
+    like = parameters_like(run, mesh, "snapshot" in compute.offload)
     return Engine(
         run=run,
         mesh=mesh,
         inner=make_inner(run, compute, mesh),
-        compressor=make_compressor(run, mesh),
-        outer=make_outer(run, mesh),
+        compressor=make_compressor(run, mesh, compute.offload),
+        outer=make_outer(run, mesh, compute.offload),
         root=make_root(run, mesh),
         salted_root=lambda params, salt: make_root(run, mesh, salt)(params),
         evaluate=make_evaluate(run, compute, mesh),
-        theta_0=lambda: ordered(run, make()),
+        theta_0=lambda: settle(ordered(run, make()), like),
+        working=make_working(run, compute, mesh),
+        like=like,
         peers=make_evaluate_peer(run, compute, mesh),
     )
-
-
-def copy(params: Params) -> Params:
-    """A second copy with the same shardings, for functions that donate their input."""
-    return jax.tree.map(lambda x: x.copy(), params)
 
 
 def warm(
@@ -74,10 +76,10 @@ def warm(
     run = engine.run
     say("parameters")
     start = engine.theta_0()
-    params = copy(start)
+    params = engine.inner.begin(start)
     if not score_sequences:
         say("inner step")
-        opt = engine.inner.init(start)
+        opt = engine.inner.init()
         batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)
         for step in range(2):  # the second takes the first's outputs, whose layouts may differ from init's
             params, opt, metrics = engine.inner.step(params, opt, batch, step)
@@ -117,6 +119,7 @@ def heldout_nats(engine: Engine, params: Params, tokens_NS: np.ndarray) -> float
     N is rounded down to a multiple of the batch (one shape, one executable).
     """
     size = engine.run.inner.batch
+    params = engine.working(params)
     total = 0.0
     for first in range(0, len(tokens_NS) - size + 1, size):
         total += float(np.asarray(engine.evaluate(params, tokens_NS[first : first + size]), np.float64).sum())

@@ -5,7 +5,6 @@ import contextlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from templar_jax.chain.messages import ManifestMessage, parse_commitment
 from templar_jax.config import NodeConfig, RunConfig
@@ -19,7 +18,7 @@ from templar_jax.node.genesis import Genesis, find_genesis
 from templar_jax.node.history import window_candidates, window_claims
 from templar_jax.node.judge import fetch_manifest
 from templar_jax.node.world import GlobalState, Local, Node, Partial, World
-from templar_jax.sharding import shardings, table
+from templar_jax.sharding import table
 from templar_jax.store.checkpoint import Meta, Restored
 from templar_jax.store.contribution import expire
 from templar_jax.store.manifest import GENESIS, Manifest, manifest_hash
@@ -44,7 +43,7 @@ async def start(
     The window that it stands at may be long past: `history.catch_up` is next. A node that never `trains` has no
     optimizer and no error feedback: three copies of the model less.
     """
-    local = Local(engine.inner.init(engine.theta_0()), engine.compressor.init()) if trains else Local(None, {})
+    local = Local(engine.inner.init(), engine.compressor.init()) if trains else Local(None, {})
     restored, notes = await world.clock.spend(
         "restore",
         world.costs.checkpoint,
@@ -100,10 +99,8 @@ def _theta_0(engine: Engine, genesis: Genesis) -> GlobalState:
 
 def public_like(engine: Engine) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a checkpoint's public part: parameters, and the outer momentum where there is one."""
-    at = shardings(engine.run, engine.mesh)
-    like = {p.name: jax.ShapeDtypeStruct(p.shape, np.float32, sharding=at[p.name]) for p in table(engine.run)}
-    momentum = {MOMENTUM + name: struct for name, struct in like.items()} if engine.run.outer.momentum else {}
-    return {**like, **momentum}
+    momentum = {MOMENTUM + name: struct for name, struct in engine.like.items()} if engine.run.outer.momentum else {}
+    return {**engine.like, **momentum}
 
 
 def _private_like(engine: Engine, local: Local):
@@ -112,7 +109,7 @@ def _private_like(engine: Engine, local: Local):
     def like(extra: dict[str, Any]) -> Any:
         tree = {"opt": local.opt, "feedback": local.feedback}
         if extra.get("cursor") is not None:
-            tree["partial"] = {p.name: public_like(engine)[p.name] for p in table(engine.run)}
+            tree["partial"] = engine.inner.like
         return tree
 
     return like

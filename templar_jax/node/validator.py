@@ -23,7 +23,6 @@ from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
 from templar_jax.node import challenge, resume, scoring, scrutiny
-from templar_jax.node.engine import copy
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import cache_key
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -38,6 +37,7 @@ from templar_jax.node.scrutiny import Watch
 from templar_jax.node.world import Node, Opened
 from templar_jax.store.contribution import evidence_key
 from templar_jax.telemetry.events import Challenged, Noted, Scored, Warned, WeightsSet
+from templar_jax.train.offload import copy
 
 
 @dataclass
@@ -117,7 +117,7 @@ async def run_window(memory: Memory, node: Node) -> bool:
     if memory.task is not None:
         await memory.task  # its time was over at D(w)
     shared = node.state.params is before.params  # an empty window: evaluation needs buffers of its own
-    params = copy(before.params) if shared else before.params
+    params = copy(before.params, offloaded=False) if shared else before.params
     seen = Seen(before, params, claims, outcomes)
     memory.task = asyncio.ensure_future(_score(memory, node, seen, None if shared else node.state.params))
     return True

@@ -1,4 +1,4 @@
-"""What XLA itself says: the inner step compiled for GPUs that are not there, in a process of its own.
+"""What XLA itself says: the programs of a window compiled for GPUs that are not there, in a process of its own.
 
 Needs the CUDA plugin of the same version as jaxlib (`pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt`); neither
 a GPU nor CUDA. A process of its own, because XLA's flags are read once and nothing of this may reach a miner.
@@ -14,30 +14,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
-from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.config_check import fit_mesh
-from templar_jax.model.placement import batch_sharding
 from templar_jax.plan.gpus import find, target_config
-from templar_jax.sharding import make_mesh, shardings, table
-from templar_jax.train.inner import make_inner
-from templar_jax.train.optimizer import make_optimizer, optimizer_shardings
+from templar_jax.plan.programs import lowered
+from templar_jax.sharding import make_mesh
 
 TIMEOUT = 900.0  # seconds for one compilation
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # both would need the GPU
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """Bytes of one device by XLA's own account, and what was compiled."""
+class Program:
+    """Bytes of one device by XLA's own account."""
 
     arguments: int
+    outputs: int  # that are not arguments given up
     temporaries: int
+    host: int  # temporaries in host memory
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was compiled: the programs by phase."""
+
+    programs: dict[str, Program]
     attention: str
     seconds: float  # of compiling
+
+    @property
+    def temporaries(self) -> dict[str, int]:
+        return {phase: program.temporaries for phase, program in self.programs.items()}
 
 
 def compile_elsewhere(argv: Sequence[str], gpu: str, gpus: int) -> tuple[Compiled | None, str]:
@@ -53,27 +59,18 @@ def compile_elsewhere(argv: Sequence[str], gpu: str, gpus: int) -> tuple[Compile
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return None, (done.stderr.strip().splitlines() or ["the compiler ended without a word"])[-1][:200]
-    return Compiled(**json.loads(lines[-1])), ""
+    found = json.loads(lines[-1])
+    programs = {phase: Program(**sizes) for phase, sizes in found.pop("programs").items()}
+    return Compiled(programs, **found), ""
 
 
-def step_shapes(run: RunConfig, mesh: Mesh) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes with shardings of the jitted inner step's arguments: parameters, optimizer, tokens, index."""
-    at, optimizer = shardings(run, mesh), make_optimizer(run)
-    params = {p.name: jax.ShapeDtypeStruct(p.shape, np.float32, sharding=at[p.name]) for p in table(run)}
-    opt = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        jax.eval_shape(optimizer.init, params),
-        optimizer_shardings(run, optimizer, mesh),
+def bytes_of(compiled: Any) -> Program:
+    """XLA's own account of a compiled program."""
+    stats = compiled.memory_analysis()
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return Program(
+        stats.argument_size_in_bytes, outputs, stats.temp_size_in_bytes, getattr(stats, "host_temp_size_in_bytes", 0)
     )
-    tokens_at = batch_sharding(mesh, run.inner.batch, "inner.batch")
-    tokens_BS = jax.ShapeDtypeStruct((run.inner.batch, run.data.sequence), np.int32, sharding=tokens_at)
-    return params, opt, tokens_BS, jax.ShapeDtypeStruct((), np.int32)
-
-
-def compile_step(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
-    """The compiled inner step; nothing is run or allocated."""
-    inner = make_inner(run, compute, mesh)
-    return inner.jitted.lower(*step_shapes(run, mesh)).compile()
 
 
 def _topology(gpu: str, gpus: int) -> list[Any]:
@@ -118,18 +115,13 @@ def main(argv: list[str]) -> int:
         paths.pop(0)
     for path in paths:
         try:
-            compiled = compile_step(cli.run, dataclasses.replace(compute, attention=path), mesh)
+            programs = lowered(cli.run, dataclasses.replace(compute, attention=path), mesh)
+            sizes = {phase: bytes_of(program.compile()) for phase, program in programs.items()}
         except Exception:
             if path == paths[-1]:
                 raise
             continue
-        stats = compiled.memory_analysis()
-        seconds = time.monotonic() - started
-        print(
-            json.dumps(
-                dataclasses.asdict(Compiled(stats.argument_size_in_bytes, stats.temp_size_in_bytes, path, seconds))
-            )
-        )
+        print(json.dumps(dataclasses.asdict(Compiled(sizes, path, time.monotonic() - started))))
         return 0
     return 1
 

@@ -21,6 +21,7 @@ class Gpu:
     shared: int  # bytes of shared memory of one
     l2: int  # bytes
     clock: float  # GHz
+    host_link: float  # bytes/s between pinned host memory and the GPU, each way: about 80 % of PCIe 4 or 5 x16
     title: str
 
     @property
@@ -30,36 +31,16 @@ class Gpu:
 
 
 _GIB = 2**30
+_A100, _H100 = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"
+_H200, _B200 = "NVIDIA H200", "NVIDIA B200"
 # NVIDIA's data sheets of the SXM versions: A100 (2021), H100 (2023), H200 (2024), HGX B200 (2025).
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(
-            "a100-80",
-            int(79.1 * _GIB),
-            312e12,
-            2.04e12,
-            (8, 0),
-            108,
-            167_936,
-            40 * 2**20,
-            1.41,
-            "NVIDIA A100-SXM4-80GB",
-        ),
-        Gpu(
-            "h100-80",
-            int(79.1 * _GIB),
-            989e12,
-            3.35e12,
-            (9, 0),
-            132,
-            233_472,
-            50 * 2**20,
-            1.98,
-            "NVIDIA H100 80GB HBM3",
-        ),
-        Gpu("h200-141", int(139.8 * _GIB), 989e12, 4.8e12, (9, 0), 132, 233_472, 50 * 2**20, 1.98, "NVIDIA H200"),
-        Gpu("b200-180", int(178.3 * _GIB), 2250e12, 7.7e12, (10, 0), 148, 233_472, 126 * 2**20, 1.97, "NVIDIA B200"),
+        Gpu("a100-80", int(79.1 * _GIB), 312e12, 2.04e12, (8, 0), 108, 167_936, 40 * 2**20, 1.41, 25e9, _A100),
+        Gpu("h100-80", int(79.1 * _GIB), 989e12, 3.35e12, (9, 0), 132, 233_472, 50 * 2**20, 1.98, 50e9, _H100),
+        Gpu("h200-141", int(139.8 * _GIB), 989e12, 4.8e12, (9, 0), 132, 233_472, 50 * 2**20, 1.98, 50e9, _H200),
+        Gpu("b200-180", int(178.3 * _GIB), 2250e12, 7.7e12, (10, 0), 148, 233_472, 126 * 2**20, 1.97, 50e9, _B200),
     )
 }
 

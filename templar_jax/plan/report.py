@@ -7,7 +7,7 @@ from typing import Any
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.plan.compiled import Compiled
 from templar_jax.plan.gpus import USABLE, Gpu
-from templar_jax.plan.knobs import find_knob, with_offload
+from templar_jax.plan.knobs import find_knob
 from templar_jax.plan.memory import Memory, plan_memory, plan_mesh
 from templar_jax.plan.window import Assumed, Window, plan_window
 from templar_jax.sharding import table
@@ -18,6 +18,7 @@ COLUMNS = (
     "parameters",
     "GiB a GPU",
     "fits",
+    "host GiB",
     "TFLOP a step",
     "s a step",
     "steps of H",
@@ -71,7 +72,7 @@ def make_plan(
     mesh = plan_mesh(run, node, gpus)
     found = None
     if compiled is not None:
-        found = compiled.temporaries, f"compiled by XLA for {gpu.title}, attention {compiled.attention}"
+        found = compiled.temporaries, f"by XLA, compiled for {gpu.title}, attention {compiled.attention}"
     memory = plan_memory(run, node, mesh, found)
     if compiled is None and why_not:
         memory = Memory(**{**memory.__dict__, "source": f"estimated, on the high side: {why_not}"})
@@ -95,12 +96,13 @@ def figures(plan: Plan) -> dict[str, Any]:
         "gpus": plan.devices,
         "knob": plan.knob or None,
         "temporaries_from": memory.source,
-        "argument_bytes_of_step": memory.arguments,
+        "argument_bytes_of_programs": memory.arguments,
         "bytes_per_gpu": {
             phase: {**classes, "temporaries": memory.temporaries[phase]} for phase, classes in memory.state.items()
         },
         "host_gib": sum(memory.host.values()) / GIB,
         "seconds_step": window.step,
+        "seconds_step_host_link": window.streamed,
         "seconds_window": window.length,
         "seconds_idle": window.length * (1 - window.utilisation),
         "steps": window.steps,
@@ -127,12 +129,12 @@ def _memory_lines(plan: Plan) -> list[str]:
     rows.append(("temporaries", memory.temporaries[worst]))
     out += [f"  {name:<62}{size / GIB:>9.2f}" for name, size in rows]
     out.append(f"  {'together':<62}{plan.peak / GIB:>9.2f}   of {plan.gpu.usable / GIB:.2f} usable ({USABLE:.0%})")
-    out.append(f"  temporaries of a step: {memory.source}")
+    out.append(f"  temporaries: {memory.source}")
     out += [f"    {name:<60}{size / GIB:>9.2f}" for name, size in memory.parts.items()]
     others = [f"{phase} {memory.peak(phase) / GIB:.2f}" for phase in memory.state if phase != worst]
     out.append(f"  other phases: {', '.join(others)}; set XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE}")
     host = ", ".join(f"{name} {size / GIB:.1f}" for name, size in memory.host.items())
-    out.append(f"host memory, GiB: {host}")
+    out.append(f"host memory, GiB: {host}; together {sum(memory.host.values()) / GIB:,.0f}")
     return out
 
 
@@ -140,7 +142,8 @@ def _window_lines(plan: Plan) -> list[str]:
     w, a = plan.window, plan.assumed
     return [
         "",
-        f"inner step: {w.flops_per_step / 1e12:,.1f} model TFLOPs, {w.step:.2f} s at {a.mfu:.0%} MFU (assumed)",
+        f"inner step: {w.flops_per_step / 1e12:,.1f} model TFLOPs, {w.step:.2f} s at {a.mfu:.0%} MFU (assumed)"
+        + (f", of them {w.streamed:.2f} s between host and GPU, nothing overlapped" if w.streamed else ""),
         f"window: {w.length:,.0f} s; {w.steps} of at most {w.wanted} steps ({w.room} would fit), "
         f"{w.utilisation:.1%} of the time in them",
         f"contribution: at most {w.payload / MIB:,.1f} MiB; {w.upload:.1f} s up, {w.download:.1f} s down from "
@@ -157,11 +160,6 @@ def _verdict_lines(plan: Plan) -> list[str]:
     else:
         out.append(f"does not fit: {(plan.peak - plan.gpu.usable) / GIB:.1f} GiB too many on each GPU")
         out.append(f"  what would fit: {plan.knob or 'no setting that exists; a GPU with more memory'}")
-        device, half, host = with_offload(plan.memory)
-        out.append(
-            f"  not built yet: with optimizer, error feedback and snapshot in pinned host memory ({host / GIB:.1f} GiB "
-            f"for each GPU) {device / GIB:.1f} GiB would be left, with bfloat16 parameters too {half / GIB:.1f}"
-        )
     host = sum(plan.memory.host.values())
     if plan.host_ram is not None and host > plan.host_ram:
         out.append(
@@ -184,6 +182,7 @@ def row(plan: Plan) -> str:
         parameters(plan.run),
         _short(plan.peak / GIB),
         "yes" if plan.fits else "no",
+        _short(sum(plan.memory.host.values()) / GIB),
         _short(w.flops_per_step / 1e12),
         _short(w.step),
         f"{w.steps} of {w.wanted}",

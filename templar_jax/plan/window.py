@@ -33,7 +33,8 @@ class Window:
     """Expected times of a window, seconds, and what goes over the link, bytes."""
 
     flops_per_step: float  # model FLOPs of one inner step
-    step: float
+    step: float  # the streaming between host and device included
+    streamed: float  # of it: parameters and moments that rest in host memory come and go
     payload: int
     upload: float
     download: float
@@ -55,6 +56,17 @@ class Window:
         return self.steps * self.step / self.length
 
 
+def host_copies(run: RunConfig, offload: tuple[str, ...]) -> tuple[int, int, int]:
+    """f32 copies of the parameters that cross the host's bus: in an inner step, in compression, in an outer step.
+
+    Nothing overlaps with anything. The outer step's include the copy that is trained next.
+    """
+    trained, start, feedback = (what in offload for what in ("parameters", "snapshot", "feedback"))
+    moments = ("moments" in offload) * (2 if run.inner.optimizer == "adamw" else 1)
+    momentum = bool(run.outer.momentum)
+    return 3 * trained + 2 * moments, trained + start + 2 * feedback, (2 + 2 * momentum + 1) * start + trained
+
+
 def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assumed: Assumed) -> Window:
     """The window of a miner with `devices` such GPUs."""
     elements = sum(math.prod(param.shape) for param in table(run))
@@ -62,14 +74,18 @@ def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assume
     tokens = run.inner.batch * run.data.sequence
     flops = tokens * train_flops_per_token(run.model, run.data.sequence)
     peak = gpu.flops if node.compute.dtype == "bfloat16" else gpu.flops / 2  # float32 matmuls run as TF32
-    step = flops / (peak * assumed.mfu * devices)
+    over = 4 * elements / devices / gpu.host_link  # seconds for one f32 copy of the parameters
+    streamed, compressed, applied = (over * copies for copies in host_copies(run, node.compute.offload))
+    step = flops / (peak * assumed.mfu * devices) + streamed
 
     payload = sealed_bytes(expected_bytes(run))
     others = max(0, min(assumed.peers, run.max_contributors) - 1)
     upload, download = 8 * payload / assumed.link, others * 8 * payload / assumed.link
     touch = assumed.passes * 4 * elements / devices / gpu.bandwidth
-    finish = touch + kept / assumed.encode + 3 * payload / assumed.crypto + upload  # hash, encrypt, hash
-    apply = (others + 1) * (touch / assumed.passes * 3 + kept / assumed.decode + 3 * payload / assumed.crypto)
+    seal = kept / assumed.encode + 3 * payload / assumed.crypto  # hash, encrypt, hash
+    finish = touch + compressed + seal + upload
+    one = touch / assumed.passes * 3 + kept / assumed.decode + 3 * payload / assumed.crypto
+    apply = applied + (others + 1) * one
 
     w, seconds = run.window, node.network.block_seconds
     finality = node.network.finality
@@ -82,6 +98,7 @@ def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assume
     return Window(
         flops_per_step=flops,
         step=step,
+        streamed=streamed,
         payload=payload,
         upload=upload,
         download=download,

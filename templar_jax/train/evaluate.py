@@ -16,6 +16,7 @@ from templar_jax.model.loss import token_nats
 from templar_jax.model.placement import batch_sharding, make_placement
 from templar_jax.sharding import BATCH, shards
 from templar_jax.train.state import Params
+from templar_jax.train.working import make_working
 
 
 def make_evaluate(
@@ -31,6 +32,7 @@ def make_evaluate(
     place = make_placement(run, compute, mesh)
     parts = shards(mesh, BATCH)
     tokens_at = batch_sharding(mesh, parts, "evaluation")
+    working = make_working(run, compute, mesh)
 
     @jax.jit
     def losses(params: Params, tokens_BS: jax.Array) -> jax.Array:
@@ -40,6 +42,6 @@ def make_evaluate(
     def evaluate(params: Params, tokens_BS: jax.Array | np.ndarray) -> jax.Array:
         count = tokens_BS.shape[0]
         padded = np.pad(np.asarray(tokens_BS, np.int32), ((0, -count % parts), (0, 0)))
-        return jnp.asarray(losses(params, jax.device_put(padded, tokens_at)))[:count]
+        return jnp.asarray(losses(working(params), jax.device_put(padded, tokens_at)))[:count]
 
     return evaluate

@@ -32,6 +32,7 @@ from templar_jax.model.llama import Llama
 from templar_jax.model.loss import token_nats
 from templar_jax.model.placement import Placement, make_placement
 from templar_jax.sharding import BATCH, shardings, shards, spec
+from templar_jax.train.offload import fetch
 from templar_jax.train.state import Params, ordered
 
 Tokens = jax.Array | np.ndarray
@@ -51,8 +52,8 @@ class PeerEvaluation:
 
     before(params, tokens_BS) -> f32 [B]: losses as they are; once a window for the sequences that all peers share.
     peer(params, contribution, factors, scale, assigned_BS, unassigned_BS) -> (params, PeerLosses): params are given up
-      and come back with the same bits; `factors` are what `aggregate.clip_factors` gave this contribution among its
-      peers; `scale` (beta) multiplies the outer learning rate.
+      and come back, on the device, with the same bits; `factors` are what `aggregate.clip_factors` gave this
+      contribution among its peers; `scale` (beta) multiplies the outer learning rate.
     """
 
     before: Callable[[Params, Tokens], np.ndarray]
@@ -81,7 +82,7 @@ def make_evaluate_peer(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Pe
         return jax.device_put(padded.reshape(-1, rows, tokens.shape[1]), tokens_at)
 
     def before(params: Params, tokens_BS: Tokens) -> np.ndarray:
-        return np.asarray(losses(params, passes(tokens_BS)))[: len(tokens_BS)]
+        return np.asarray(losses(fetch(params), passes(tokens_BS)))[: len(tokens_BS)]
 
     def peer(
         params: Params,
@@ -94,6 +95,7 @@ def make_evaluate_peer(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Pe
         tables = aggregate.value_tables(run, contribution, factors, run.outer.lr * scale)
         sent = put(run, mesh, contribution, tables)
         assigned_CMS, unassigned_CMS = passes(assigned_BS), passes(unassigned_BS)
+        params = fetch(params)
         assigned_before = losses(params, assigned_CMS)
         changed, old = apply(params, *sent)
         found = (assigned_before, losses(changed, assigned_CMS), losses(changed, unassigned_CMS))

@@ -25,6 +25,7 @@ from templar_jax.compress.exact import flush, product
 from templar_jax.compress.tiles import Tiling, fold, groups, tilings
 from templar_jax.config import RunConfig
 from templar_jax.sharding import make_zeros, spec
+from templar_jax.train.offload import fetch, host_zeros, settle
 
 Params = dict[str, jax.Array]
 Arrays = list[jax.Array]
@@ -48,8 +49,11 @@ class Outer:
     dense: Callable[[Contribution], Params]
 
 
-def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
-    """Builds the outer step. Compiles once, whatever the number of contributions (1 to max_contributors)."""
+def make_outer(run: RunConfig, mesh: Mesh, offload: tuple[str, ...] = ()) -> Outer:
+    """Builds the outer step. Compiles once, whatever the number of contributions (1 to max_contributors).
+
+    offload: classes that rest in pinned host memory (offload.py); "snapshot" are parameters and momentum.
+    """
     made = [Group(run, mesh, names) for names in groups(run, mesh)]
     senders_mean = run.outer.mean == "contributors"
 
@@ -65,8 +69,10 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
         new_params, new_momentum = dict(params), dict(momentum)
         for group in made:
             names = group.names
-            ours, moving = ([tree[name] for name in names] if tree else [] for tree in (params, momentum))
-            ours, moving = group.step(ours, moving, group.place(ordered, tables, run.max_contributors), donate)
+            lying = [params[name] for name in names], [momentum[name] for name in names] if momentum else []
+            ours, moving = fetch(lying)
+            new = group.step(ours, moving, group.place(ordered, tables, run.max_contributors), donate)
+            ours, moving = settle(new, lying)
             new_params.update(zip(names, ours, strict=True))
             new_momentum.update(zip(names, moving, strict=bool(moving)))
         return new_params, new_momentum
@@ -75,7 +81,8 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
         tables = aggregate.value_tables(run, contribution, factors, run.outer.lr * scale)
         new_params = dict(params)
         for group in made:
-            ours = group.subtract([params[name] for name in group.names], group.place([contribution], [tables], 1))
+            ours = fetch([params[name] for name in group.names])
+            ours = group.subtract(ours, group.place([contribution], [tables], 1))
             new_params.update(zip(group.names, ours, strict=True))
         return new_params
 
@@ -87,7 +94,8 @@ def make_outer(run: RunConfig, mesh: Mesh) -> Outer:
             decoded.update(zip(group.names, group.decode(group.place([contribution], [tables], 1)), strict=True))
         return decoded
 
-    return Outer(make_zeros(run, mesh) if run.outer.momentum else dict, apply, trial, dense)
+    zeros = functools.partial(host_zeros, run, mesh) if "snapshot" in offload else make_zeros(run, mesh)
+    return Outer(zeros if run.outer.momentum else dict, apply, trial, dense)
 
 
 class Group:

@@ -17,7 +17,6 @@ from templar_jax.compress.feedback import decay
 from templar_jax.compress.tiles import tilings
 from templar_jax.data.loader import make_loader
 from templar_jax.node.craft import Trained, own_pages, take_steps
-from templar_jax.node.engine import copy
 from templar_jax.node.world import Node
 from templar_jax.simulate.role import Role
 from templar_jax.simulate.zoo.entry import Adversary
@@ -167,7 +166,7 @@ async def _common_work(
     pages = [page for member in (members if all_pages else [worker]) for page in own_pages(node, member.slot, seed)]
     what: Any = dict(run_id=node.run.run_id, window=window, batch=inner.batch, steps=inner.steps, seed=seed, threads=0)
     loader = make_loader(node.cache, pages, **what)
-    trained = await take_steps(node, window, copy(params), loader, 0, inner.steps)
+    trained = await take_steps(node, window, node.engine.inner.begin(params), loader, 0, inner.steps)
     if not trained.steps:
         return ()
     gradient = pseudo_gradient(node, trained)
