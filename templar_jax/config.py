@@ -178,4 +178,5 @@ class NodeConfig:
     eval_sequences: int = 128  # held-out sequences of the evaluation after each outer step
     score_sequences: int = 64  # a validator evaluates each contribution on so many, assigned and unassigned
     weights_blocks: int = 100  # between two times that a validator sets weights: the chain's rate limit
+    profile_window: int = -1  # of this window a trace is written under home/profile
     sinks: tuple[str, ...] = ()  # beside JSONL: "wandb", "tensorboard"

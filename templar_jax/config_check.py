@@ -110,6 +110,7 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
         ("eval_sequences", node.eval_sequences, 1),
         ("score_sequences", node.score_sequences, 2),
         ("weights_blocks", node.weights_blocks, 1),
+        ("profile_window", node.profile_window, -1),
     ):
         if value < least:
             yield f"node.{path} is {value}: set it to {least} or more"

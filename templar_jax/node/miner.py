@@ -22,6 +22,7 @@ from templar_jax.node.gather import cache_key, fetch_ciphertexts
 from templar_jax.node.history import advance, canonical, watch_leaders, window_claims
 from templar_jax.node.lead import lead, my_rank
 from templar_jax.node.patience import Stopped, bounded
+from templar_jax.node.profile import profiled
 from templar_jax.node.seals import SavedSeal
 from templar_jax.node.world import Node
 from templar_jax.store.seal import sealed_hash
@@ -39,7 +40,8 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     with world.phase("wait", window):
         await _wait(until_final(world.chain, world.clock, timetable.seed_block, world.stop))
     try:
-        saved = await _contribute(node, window, craft)
+        with profiled(node.config, node.run.run_id, window, world.emit):
+            saved = await _contribute(node, window, craft)
     except StoreError as error:  # a damaged seal, a full disk
         world.emit(Warned(f"window {window}: no contribution: {error}"))
         saved = None
