@@ -38,24 +38,14 @@ def main(argv: list[str]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from templar_jax.plan.report import HEADER, figures, lines, row
+    from templar_jax.plan.page import page
+    from templar_jax.plan.report import figures, lines
     from templar_jax.telemetry.summary import write_json
 
     if args.table:
         plans = [planned(*load(name), args) for name in shipped()]
         plans.sort(key=lambda plan: plan.memory.arguments["gradients"])
-        print(f"# Plan for {args.gpus} x {plans[0].gpu.title}\n")
-        print(
-            f"Made by `python scripts/plan.py --table --gpus {args.gpus} --gpu {args.gpu}`: {args.mfu:.0%} MFU, ",
-            end="",
-        )
-        print(f"{args.link:,.0f} Mb/s and {args.peers} peers are assumed.\n")
-        print("\n".join([HEADER, *map(row, plans)]))
-        for plan in plans:
-            told = (
-                f"what would fit: {plan.knob}" if plan.knob else "fits" if plan.fits else "no setting that exists fits"
-            )
-            print(f"\n{plan.run.name}: {told}. Temporaries {plan.memory.source}.")
+        print("\n".join(page(plans, args.gpus, args.gpu)))
         result = {plan.run.name: figures(plan) for plan in plans}
     else:
         plan = planned(cli.run, cli.node, args)

@@ -38,6 +38,7 @@ class Compiled:
     """What was compiled: the programs by phase."""
 
     programs: dict[str, Program]
+    gpu: str  # that they were compiled for
     attention: str
     seconds: float  # of compiling
 
@@ -121,7 +122,7 @@ def main(argv: list[str]) -> int:
             if path == paths[-1]:
                 raise
             continue
-        print(json.dumps(dataclasses.asdict(Compiled(sizes, path, time.monotonic() - started))))
+        print(json.dumps(dataclasses.asdict(Compiled(sizes, find(gpu).title, path, time.monotonic() - started))))
         return 0
     return 1
 

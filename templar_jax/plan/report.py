@@ -42,6 +42,8 @@ class Plan:
     assumed: Assumed
     host_ram: int | None  # bytes; None: not asked
     knob: str
+    compiled: Compiled | None
+    why_not: str  # it was not compiled
 
     @property
     def peak(self) -> int:
@@ -72,14 +74,14 @@ def make_plan(
     mesh = plan_mesh(run, node, gpus)
     found = None
     if compiled is not None:
-        found = compiled.temporaries, f"by XLA, compiled for {gpu.title}, attention {compiled.attention}"
+        found = compiled.temporaries, f"by XLA, compiled for {compiled.gpu}, attention {compiled.attention}"
     memory = plan_memory(run, node, mesh, found)
     if compiled is None and why_not:
         memory = Memory(**{**memory.__dict__, "source": f"estimated, on the high side: {why_not}"})
     window = plan_window(run, node, gpu, mesh.size, assumed)
     fits = memory.peak(memory.worst) <= gpu.usable
     knob = "" if fits else find_knob(run, node, gpu, gpus)
-    return Plan(run, node, gpu, mesh.size, memory, window, assumed, host_ram, knob)
+    return Plan(run, node, gpu, mesh.size, memory, window, assumed, host_ram, knob, compiled, why_not)
 
 
 def figures(plan: Plan) -> dict[str, Any]:
