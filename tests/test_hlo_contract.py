@@ -56,11 +56,11 @@ def test_the_outer_step_in_place_uses_its_parameters_again(mesh):
 
 
 def test_what_is_sent_leaves_in_its_shards(programs, mesh):
-    """An eighth of the values leaves each device: nothing is collected on one."""
+    """An eighth of the matrices' values leaves each device: nothing is collected on one."""
     stats = programs["compress"].memory_analysis()
     sent = stats.output_size_in_bytes - stats.alias_size_in_bytes
     assert sent == pytest.approx(sent_bytes(RUN, mesh, NAMES), rel=0.02)  # beside the addresses of the arrays
-    assert sent < sent_bytes(RUN, mesh_of(1), NAMES) / 7
+    assert sent < sent_bytes(RUN, mesh_of(1), NAMES) / 5.5  # norms lie on every device
 
 
 def test_lanes_of_the_root_leave_as_sums_of_shards(mesh):
