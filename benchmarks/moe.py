@@ -77,7 +77,7 @@ def one(run: RunConfig, node: NodeConfig, pages: Pages, seed: int, windows: int,
     mesh, inner, compressor, outer, evaluate = machine(run, node.compute)
     heldout, _ = pages.read_heldout(HELDOUT)
     theta = init_params(dataclasses.replace(run, seed=seed), mesh)
-    opts, feedbacks = [inner.init(theta) for _ in range(peers)], [compressor.init() for _ in range(peers)]
+    opts, feedbacks = [inner.init() for _ in range(peers)], [compressor.init() for _ in range(peers)]
     rng, size, losses, lengths = np.random.default_rng(seed), run.inner.batch, [], []
     order = rng.permutation(pages.manifest.n_pages)
     for window in range(windows):

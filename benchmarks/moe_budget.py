@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     use_of = jax.jit(load)
     theta = init_params(config, mesh)
-    opt, feedback, figures = inner.init(theta), compressor.init(), {}
+    opt, feedback, figures = inner.init(), compressor.init(), {}
     order = np.random.default_rng(0).permutation(pages.manifest.n_pages)
     k, size, need = config.compress.expert_k, config.inner.batch, config.pages_per_window
     for window in range(args.windows):
