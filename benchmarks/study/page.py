@@ -10,6 +10,7 @@ from benchmarks.study import effort_page, honest, picture, verdict
 from benchmarks.study.bounds import Interval
 from benchmarks.study.run import load
 from benchmarks.study.verdict import NOT, Result, Row
+from templar_jax.simulate import report
 from templar_jax.simulate.zoo.table import ROLES
 
 NOTES = "notes.toml"  # NAME = "the best idea why it is not beaten"
@@ -20,7 +21,8 @@ Made by `python scripts/bench.py attacks` from the files in `docs/attacks/`; do 
 network of the nano configuration on virtual time: 12 peers of which 3 are adversaries (where a row's name says so,
 another number), one validator, {windows} windows, real training, real compression, sealed objects, manifests and
 evaluation. One simulation serves both sets of rules: `v213` are the reference's rules, `default` are this project's,
-and both are applied to the same recorded evidence (training does not depend on pay). Rerun one:
+and both are applied to the same recorded evidence. Pay acts back on training in one place: the outer step leaves out
+who earns under a quarter of the median incentive, which is that of the default rules. Rerun one:
 `python scripts/simulate.py --config configs/nano.toml --peers 12 --windows 40 --attack NAME:3 --seed 1`.
 
 ![pay of every adversary under both sets of rules](attacks.png)
@@ -277,12 +279,13 @@ def _honest(known: Mapping[str, Any]) -> str:
 def _method(results: Mapping[str, Sequence[Result]]) -> str:
     every = [result for of in results.values() for result in of]
     seconds = sum(result["versions"]["cpu_seconds"] for result in every)
-    simulations = len({result["versions"]["simulation"] for result in every})
+    code = report.count(result["versions"]["simulation"] for result in every)
+    versions = ", ".join(f"{name} ({number})" for name, number in code.items())
     rules = sorted({result["versions"]["rules"] for result in every})
     return f"""## How this was made
 
-{len(every)} simulations, {seconds / 3600:.1f} hours of one core; {simulations} version(s) of the simulated code (each
-result names its own), rules {", ".join(rules)}. An adversary that acts on its pay (whitewash, recycled-uid) saw that
-of the default rules. Hotkeys that one owner registers one after the other are added up. Bounds over seeds and uids
-treat uids of one seed as independent.
+{len(every)} simulations, {seconds / 3600:.1f} hours of one core; simulations of each version of the simulated code:
+{versions}; rules {", ".join(rules)}. An adversary that acts on its pay (whitewash, recycled-uid) saw that of the
+default rules. Hotkeys that one owner registers one after the other are added up. Bounds over seeds and uids treat uids
+of one seed as independent.
 """

@@ -1,7 +1,7 @@
 """What every peer of a simulation would have earned, by any rules, from the evidence that a validator recorded.
 
-Training does not depend on pay, so one simulation serves all sets of rules. (An adversary that acts on what it
-earns, such as whitewash, saw the pay of the rules that the validators ran.)
+One simulation serves all sets of rules. Pay acts back on a simulation only where an outer step leaves out who earns too
+little, and through adversaries that act on what they earn: both saw the pay of the rules that the validators ran.
 """
 
 from collections import Counter
