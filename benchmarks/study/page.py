@@ -52,16 +52,20 @@ def read(out: Path) -> dict[str, list[Result]]:
 
 
 def rows(results: Mapping[str, Sequence[Result]]) -> list[Row]:
-    alone = {result["job"]["seed"]: result for result in results.get("absent", [])}
+    alone, full = (_by_seed(results.get(name, [])) for name in ("absent", "honest"))
     limit = verdict.harm_limit(results.get("absent", []))
     found = []
     for name, of in results.items():
         entry = ROLES.get(_role(of[0]))
         if entry is not None and not effort_page.is_of(of[0]) and _role(of[0]) != "absent":
-            same = bool(alone) and of[0]["job"]["attacks"][0][1] == 3
-            found.append(verdict.row(name, entry.letter, entry.does, of, alone if same else {}, limit))
+            base = full if entry.acts == "validator" else alone if of[0]["job"]["attacks"][0][1] == 3 else {}
+            found.append(verdict.row(name, entry.letter, entry.does, of, base, limit))
     order = list(ROLES)
     return sorted(found, key=lambda row: (row.letter, order.index(_role(results[row.name][0])), row.name))
+
+
+def _by_seed(results: Sequence[Result]) -> dict[int, Result]:
+    return {result["job"]["seed"]: result for result in results if result["windows"] >= 40}
 
 
 def _role(result: Result) -> str:
@@ -102,7 +106,8 @@ def _summary(by_letter: Mapping[str, Sequence[Row]]) -> str:
         if of:
             counts = {rules: sum(row.verdicts[rules] != NOT for row in of) for rules in ("v213", "default")}
             beaten = f"{counts['default']} of {len(of)} beaten under default, {counts['v213']} under v213"
-            lines.append(f"- Class ({letter}), {what}: {beaten if letter != 'c' else f'{len(of)} tried'}.")
+            history = f"one history in {sum(row.one_history for row in of)} of {len(of)}"
+            lines.append(f"- Class ({letter}), {what}: {history if letter == 'c' else beaten}.")
     harmful = [row.name for rows in by_letter.values() for row in rows if row.verdicts["harm"] == NOT]
     lines.append(f"- Harm beyond the limit: {', '.join(harmful) if harmful else 'none'}.")
     return "\n".join(lines)
@@ -197,7 +202,8 @@ def _class_c(rows: Sequence[Row]) -> str:
     text = """## (c) Validators and leaders
 
 Three validators where an adversary acts as one. One history: every node came to one state root in every window of
-every seed. Empty windows: those without an outer step, over all seeds. Alarms: raised by any node, over all seeds.
+every seed. Empty windows: those without an outer step, over all seeds. Alarms: raised by any node, over all seeds. Harm: over
+the loss of twelve honest peers and a validator, in percent.
 
 """
     lines = [
@@ -285,7 +291,8 @@ def _method(results: Mapping[str, Sequence[Result]]) -> str:
     return f"""## How this was made
 
 {len(every)} simulations, {seconds / 3600:.1f} hours of one core; simulations of each version of the simulated code:
-{versions}; rules {", ".join(rules)}. An adversary that acts on its pay (whitewash, recycled-uid) saw that of the
-default rules. Hotkeys that one owner registers one after the other are added up. Bounds over seeds and uids treat uids
-of one seed as independent.
+{versions}; rules {", ".join(rules)}.
+An adversary that acts on its pay (whitewash, recycled-uid) saw that of the default rules. Between versions the loss of
+the same seed differs by up to 0.2 %. Hotkeys that one owner registers one after the other are added up. Bounds over
+seeds and uids treat uids of one seed as independent.
 """

@@ -28,13 +28,15 @@ from templar_jax.simulate.setting import machine
 RULES = ("default", "v213")
 SPAN = 10  # windows over which results are summed
 SIMULATED = ("chain", "compress", "config.py", "data", "model", "node", "sharding.py", "simulate", "store", "train")
+AFTERWARDS = ("pay.py", "report.py")  # of simulate/: what is made of a simulation when it is over
 DIGITS = 5
 
 
 def versions(job: Job) -> dict[str, str]:
     """What a result depends on: hashes of the code that simulates (with the adversary's class) and of the rules."""
     root = Path(templar_jax.__file__).parent
-    simulated = [path for name in SIMULATED for path in _sources(root / name)]
+    after = [root / "simulate" / name for name in AFTERWARDS]
+    simulated = [path for name in SIMULATED for path in _sources(root / name) if path not in after]
     return {
         "simulation": _hash(simulated, root),
         "rules": _hash(_sources(root / "incentive"), root),
