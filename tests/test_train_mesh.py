@@ -1,5 +1,8 @@
 """Eight CPU devices compute what one does, and hold an eighth each."""
 
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -41,11 +44,28 @@ def test_loss_and_gradients_equal_one_device(single, mesh, compute):
         assert abs(np.asarray(grad) - want).max() < 1e-5 * abs(want).max(), name
 
 
-def test_remat_changes_nothing(single):
-    loss, grads = _grads(small_run(WIDE), mesh_of(1), ComputeConfig(remat="full"))
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
+@pytest.mark.parametrize("remat", ["full", "save-names", "offload-names"])
+def test_remat_changes_nothing(single, remat, mesh):
+    loss, grads = _grads(small_run(WIDE), mesh_of(*mesh), ComputeConfig(remat=remat))
     np.testing.assert_allclose(loss, single[0], rtol=1e-6)
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, single[1][name], atol=1e-6)
+
+
+def test_names_that_are_kept_spare_every_product_with_a_weight():
+    """Dot products of the compiled program: attention's two are computed again, a layer's seven are not."""
+
+    def dots(remat: str) -> int:
+        run = small_run(WIDE)
+        place = make_placement(run, ComputeConfig(attention="xla", remat=remat), mesh_of(1))
+        scanned = dataclasses.replace(place, unroll=1)
+        program = jax.jit(lambda p, t: loss_and_grads(run, scanned, p, t))
+        text = program.lower(rough_params(run), tokens(run)).compile().as_text()
+        return len(re.findall(r"= \S+ dot\(", text))
+
+    none, kept, full = dots("none"), dots("save-names"), dots("full")
+    assert kept <= none + 2 < full, (none, kept, full)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
