@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.study.verdict import MOST_PER_COMPUTE, MOST_WITHOUT_WORK, Row
 
 COLOURS = {"v213": "tab:gray", "default": "tab:blue"}
+SIZES = {"v213": 70, "default": 22}  # where both stand, both are seen
 LEAST, MOST = 0.01, 8.0  # what lies outside is drawn at the edge
 
 
@@ -42,7 +43,9 @@ def _panel(axes, rows: Sequence[Row], values: Sequence[dict[str, float]], limit:
         ends = {rules: min(MOST, max(LEAST, value if math.isfinite(value) else MOST)) for rules, value in of.items()}
         axes.plot(list(ends.values()), [place, place], color="lightgray", linewidth=1.0, zorder=1)
         for rules, value in ends.items():
-            axes.scatter([value], [place], s=26, color=COLOURS[rules], label=rules if place == 0 else None, zorder=2)
+            axes.scatter(
+                [value], [place], s=SIZES[rules], color=COLOURS[rules], label=rules if place == 0 else None, zorder=2
+            )
     axes.axvspan(limit, MOST * 1.3, color="tab:red", alpha=0.08, zorder=0)
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
