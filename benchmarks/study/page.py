@@ -202,8 +202,8 @@ def _class_c(rows: Sequence[Row]) -> str:
     text = """## (c) Validators and leaders
 
 Three validators where an adversary acts as one. One history: every node came to one state root in every window of
-every seed. Empty windows: those without an outer step, over all seeds. Alarms: raised by any node, over all seeds. Harm:
-over the loss of twelve honest peers and a validator, in percent.
+every seed. Empty windows: those without an outer step, over all seeds. Alarms: raised by any node, over all seeds.
+Harm: over the loss of twelve honest peers and a validator, in percent.
 
 """
     lines = [
