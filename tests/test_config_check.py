@@ -3,8 +3,9 @@
 import pytest
 
 from templar_jax.config import RunConfig
-from templar_jax.config_check import check_data, training_blocks
+from templar_jax.config_check import check_data
 from templar_jax.config_load import load
+from templar_jax.config_timetable import training_blocks
 from templar_jax.errors import ConfigError
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from templar_jax.config import NodeConfig, RunConfig
-from templar_jax.config_check import fit_mesh, node_problems, run_problems, training_blocks
+from templar_jax.config_check import fit_mesh, node_problems, run_problems
 from templar_jax.config_load import load, shipped
+from templar_jax.config_timetable import training_blocks
 from templar_jax.model.placement import make_placement
 from templar_jax.sharding import make_mesh, table
 from templar_jax.train.accumulate import accumulated

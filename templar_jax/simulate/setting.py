@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import jax
 
 from templar_jax.config import MeshConfig, NodeConfig, RunConfig
-from templar_jax.config_check import timetable_problems
+from templar_jax.config_timetable import timetable_problems
 from templar_jax.errors import ConfigError
 from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
