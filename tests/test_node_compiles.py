@@ -6,16 +6,17 @@ import jax
 from node_network import RUN, open_run
 
 from templar_jax.config import ComputeConfig, MeshConfig
+from templar_jax.config_check import OFFLOADS
 from templar_jax.node import engine as engines
 from templar_jax.sharding import make_mesh
 from templar_jax.simulate.network import simulate
 from templar_jax.train.compiles import counting
-from templar_jax.train.offload import CLASSES, on_host
+from templar_jax.train.offload import on_host
 
 
 def test_no_window_compiles_and_offloading_changes_no_root(tmp_path):
     _, _, pages = open_run(tmp_path)
-    assert played(pages, ()) == played(pages, CLASSES)
+    assert played(pages, ()) == played(pages, OFFLOADS)
 
 
 def played(pages, offload) -> list[bytes]:

@@ -8,6 +8,7 @@ import pytest
 from models import WIDE, mesh_of, rough_params, small_run
 
 from templar_jax.config import CompressConfig, ComputeConfig, MeshConfig, NodeConfig, OuterConfig
+from templar_jax.config_check import OFFLOADS
 from templar_jax.config_load import load, shipped
 from templar_jax.errors import ConfigError
 from templar_jax.plan.compiled import bytes_of
@@ -16,12 +17,11 @@ from templar_jax.plan.knobs import find_knob
 from templar_jax.plan.memory import optimizer_bytes, parameter_bytes, plan_memory, plan_mesh, step_temporaries
 from templar_jax.plan.programs import lowered
 from templar_jax.train.inner import make_inner
-from templar_jax.train.offload import CLASSES
 
 GIB = 2**30
 
 
-OFFLOADED = ComputeConfig(attention="xla", offload=CLASSES)
+OFFLOADED = ComputeConfig(attention="xla", offload=OFFLOADS)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -147,8 +147,8 @@ def test_70b_fits_eight_gpus_because_of_what_rests_on_the_host():
     usable = find("h100-80").usable
     memory = plan_memory(run, node, plan_mesh(run, node, 8))
     assert memory.peak(memory.worst) <= usable
-    for left_out in CLASSES:
-        offload = tuple(what for what in CLASSES if what != left_out)
+    for left_out in OFFLOADS:
+        offload = tuple(what for what in OFFLOADS if what != left_out)
         changed = dataclasses.replace(node, compute=dataclasses.replace(node.compute, offload=offload))
         without = plan_memory(run, changed, plan_mesh(run, changed, 8))
         assert without.peak(without.worst) > usable, left_out

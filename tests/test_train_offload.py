@@ -10,10 +10,11 @@ from models import mesh_of, rough_params, small_run, tokens
 
 from templar_jax.compress import feedback, root, tiles
 from templar_jax.config import ComputeConfig, OuterConfig
+from templar_jax.config_check import OFFLOADS
 from templar_jax.train import outer, update, working
 from templar_jax.train.evaluate import make_evaluate
 from templar_jax.train.inner import make_inner
-from templar_jax.train.offload import CLASSES, copy, fetch, host_zeros, on_host, settle
+from templar_jax.train.offload import copy, fetch, host_zeros, on_host, settle
 
 ROOMS = (feedback, root, outer, update, working)
 
@@ -56,7 +57,7 @@ def test_fetched_copies_are_no_views():
 def test_steps_have_the_same_bits_wherever_things_rest(optimizer):
     run, mesh = small_run(optimizer=optimizer, lr=1e-2, warmup=2), mesh_of(2)
     want = two_steps(run, mesh, ComputeConfig(micro_batch=4))
-    params, opt, metrics = two_steps(run, mesh, ComputeConfig(micro_batch=4, offload=CLASSES))
+    params, opt, metrics = two_steps(run, mesh, ComputeConfig(micro_batch=4, offload=OFFLOADS))
     assert equal((params, opt, metrics), want)
     assert list(params) == list(want[0]) and jax.tree.structure(opt) == jax.tree.structure(want[1])
     assert all(map(on_host, params.values()))
@@ -79,7 +80,7 @@ def test_compression_outer_step_and_root_have_the_same_bits_wherever_things_rest
     start, end = rough_params(run, mesh), rough_params(run, mesh, seed=1)
     end = {name: value * 1.5 for name, value in end.items()}
     out = []
-    for offload in ((), CLASSES):
+    for offload in ((), OFFLOADS):
         compressor, outer_step = feedback.make_compressor(run, mesh, offload), outer.make_outer(run, mesh, offload)
         theta, trained = copy(start, bool(offload)), copy(end, bool(offload))
         left, packed = compressor.init(), None

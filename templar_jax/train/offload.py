@@ -23,7 +23,6 @@ from templar_jax.config import RunConfig
 from templar_jax.sharding import shardings, table
 
 HOST, DEVICE = "pinned_host", "device"
-CLASSES = ("parameters", "moments", "feedback", "snapshot")
 
 Tree = TypeVar("Tree")
 
