@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from templar_jax.config import InnerConfig, MeshConfig, ModelConfig, RunConfig
+from templar_jax.config import ComputeConfig, InnerConfig, MeshConfig, ModelConfig, RunConfig
 from templar_jax.sharding import make_mesh, table
+from templar_jax.train.inner import make_inner
 from templar_jax.train.state import init_params
 
 SMALL = ModelConfig(vocab=256, dim=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=192)
@@ -55,3 +56,18 @@ def hf_weights(run: RunConfig, params) -> dict[str, np.ndarray]:
 
 def tokens(run: RunConfig, batch: int = 8, sequence: int = 64, seed: int = 1) -> Any:
     return np.random.default_rng(seed).integers(0, run.model.vocab, (batch, sequence), dtype=np.int32)
+
+
+def steps_on(run: RunConfig, *meshes: Any) -> list[tuple]:
+    """(params, opt) after the same inner step on each mesh, all checked against the first's."""
+    out = []
+    for mesh in meshes:
+        inner = make_inner(run, ComputeConfig(), mesh)
+        out.append(inner.step(rough_params(run, mesh), inner.init(), tokens(run), 100))
+    one, _, want = out[0]
+    for many, _, got in out[1:]:
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        for name, value in many.items():
+            error = abs(np.asarray(value) - np.asarray(one[name]))
+            assert np.quantile(error, 0.999) < 2e-6, name
+    return [(params, opt) for params, opt, _ in out]

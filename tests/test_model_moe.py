@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import LITTLE, MIXTURE, mesh_of, rough_params, small_run, tokens
+from models import LITTLE, MIXTURE, mesh_of, rough_params, small_run, steps_on, tokens
 
 from templar_jax.config import ComputeConfig, ModelConfig
 from templar_jax.model import flops, moe
@@ -151,16 +151,7 @@ def test_loss_and_gradients_equal_one_device(single, mesh):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_equals_one_device_and_stays_sharded(optimizer):
     run = small_run(MIXTURE, optimizer=optimizer)
-    out = []
-    for devices in (mesh_of(1), mesh_of(2, 1, 4)):
-        params = rough_params(run, devices)
-        inner = make_inner(run, ComputeConfig(), devices)
-        out.append(inner.step(params, inner.init(), tokens(run), 100))
-    (one, _, want), (many, opt, got) = out
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    for name, value in many.items():
-        error = abs(np.asarray(value) - np.asarray(one[name]))
-        assert np.quantile(error, 0.999) < 2e-6, name
+    _, (many, opt) = steps_on(run, mesh_of(1), mesh_of(2, 1, 4))
     shares = {"layers/expert_gate": 8, "layers/expert_down": 8, "layers/q": 8, "layers/gate": 8, "norm": 1}
     for name, share in shares.items():
         assert many[name].addressable_shards[0].data.size * share == many[name].size, name

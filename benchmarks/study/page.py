@@ -148,16 +148,9 @@ seeds and uids. Beaten: the bound is at most 0.5. Harm: final held-out loss over
         for row in rows
     ]  # fmt: skip
     head = (
-        "adversary",
-        "what it does",
-        "seeds",
-        "accepted",
-        "weight v213",
-        "weight default",
-        "v213",
-        "default",
-        "harm %",
-    )
+        "adversary", "what it does", "seeds", "accepted", "weight v213", "weight default",
+        "v213", "default", "harm %",
+    )  # fmt: skip
     return text + table(head, lines)
 
 
@@ -182,17 +175,9 @@ below an honest peer's (5 % of either error), from the gaps measured here; it sa
         for row in rows
     ]  # fmt: skip
     head = (
-        "adversary",
-        "what it does",
-        "seeds",
-        "work",
-        "pay per step v213",
-        "default",
-        "to tell",
-        "v213",
-        "default",
-        "harm %",
-    )
+        "adversary", "what it does", "seeds", "work", "pay per step v213", "default",
+        "to tell", "v213", "default", "harm %",
+    )  # fmt: skip
     return text + table(head, lines)
 
 
