@@ -20,9 +20,10 @@ from templar_jax.store import contribution
 from templar_jax.store.manifest import Manifest, decode_manifest, manifest_hash, max_manifest_bytes, verify_manifest
 from templar_jax.store.refusals import PROVEN
 
+_SHOWN = "late", "plaintext", "root", "run", "size", "standing", "steps", *sorted(PROVEN)
 PROVABLE = frozenset(  # kinds of alarms that anybody can check from the chain and the bytes that its hashes pin
     ("false-evidence", "false-losses", "false-refusal", "false-weights", "omitted", "two-manifests")
-    + tuple(f"manifest-{reason}" for reason in ("late", "plaintext", "root", "run", "size", "steps", *sorted(PROVEN)))
+    + tuple(f"manifest-{reason}" for reason in _SHOWN)
 )
 RELAYS = 16  # other buckets that are asked for a manifest which its leader does not serve
 
