@@ -13,7 +13,7 @@ than those of the evidence that was pinned for them). A record that is missing p
 import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ TOLERANCE = 0.01  # of the loss of a sequence, in the median over sequences: mac
 IMPROVEMENT = 0.25  # of a peer's improvement, beside:
 SLACK = 1e-4  # of the loss
 READ_AT_ONCE = 50  # records of another validator that are read in one window
-KEPT = 16  # windows whose weights are kept, to compare with the chain's
+KEPT = 16  # windows whose weights are kept, to compare with the chain's, and pins
 MAX_RECORD = 16 << 20  # bytes
 
 
@@ -57,6 +57,14 @@ class Forecast:
     losses: Losses | None = None
 
 
+class Pin(NamedTuple):
+    """One commitment to evidence, as it stands on the chain."""
+
+    block: int
+    locator: str
+    message: EvidenceMessage
+
+
 @dataclass
 class File:
     """What is known of another validator: where the replay of its records stands."""
@@ -67,6 +75,8 @@ class File:
     state: Any = None
     whole: bool = True  # no record is missing, so that its weights can be recomputed
     weights: dict[int, tuple[tuple[Identity, float], ...]] = field(default_factory=dict)  # by window
+    block: int = -1  # newest that was searched for pins
+    pins: list[Pin] = field(default_factory=list)  # the newest, in chain order
 
 
 @dataclass
@@ -136,10 +146,10 @@ async def look(node: Node, watch: Watch, window: int, recorded: Collection[int])
 
 
 async def _look_at(node: Node, file: File, one: Forecast, recorded: Collection[int]) -> list[tuple[str, str]]:
-    pins = await _pins(node.world, one.other.hotkey)
-    if not pins:
+    await _search_pins(node.world, file, one.other.hotkey)
+    if not file.pins:
         return [("no-evidence", "it sets weights and has pinned no evidence for them")]
-    reader = reader_of(node.world, pins[-1][1])
+    reader = reader_of(node.world, file.pins[-1].locator)
     records = await _read(node.world, reader, file.newest, one.window)
     since = file.newest + 1 if file.newest >= 0 else min(records, default=one.window)
     missing = sorted(set(range(since, one.window + 1)) & set(recorded) - records.keys())
@@ -148,15 +158,18 @@ async def _look_at(node: Node, file: File, one: Forecast, recorded: Collection[i
         alarms.append(("no-evidence", f"it has published no record of windows {missing}"))
     if one.window in records:
         alarms += compare(one, evidence.decode(records[one.window].evidence))
-    return alarms + await _weights(node.world, file, one.other, pins)
+    return alarms + await _weights(node.world, file, one.other)
 
 
-async def _pins(world: World, hotkey: str) -> list[tuple[int, str, EvidenceMessage]]:
-    """(block, locator, message) of all evidence that this hotkey pinned, in chain order."""
-    rows = await world.chain.commitments(0, await world.chain.finalized())
-    own = ((row.block, parse_commitment(row.fields)) for row in rows if row.hotkey == hotkey)
-    parsed = [(block, found.locator, found.message) for block, found in own if found is not None]
-    return [(block, locator, m) for block, locator, m in parsed if isinstance(m, EvidenceMessage)]
+async def _search_pins(world: World, file: File, hotkey: str) -> None:
+    """Adds what this hotkey pinned in the blocks since the last search."""
+    finalized = await world.chain.finalized()
+    for row in await world.chain.commitments(file.block + 1, finalized):
+        found = parse_commitment(row.fields) if row.hotkey == hotkey else None
+        if found is not None and isinstance(found.message, EvidenceMessage):
+            file.pins.append(Pin(row.block, found.locator, found.message))
+    file.block = finalized
+    del file.pins[:-KEPT]
 
 
 async def _read(world: World, reader: Reader, after: int, last: int) -> dict[int, Record]:
@@ -231,19 +244,18 @@ def close(said: Iterable[float], own: Iterable[float]) -> bool:
     return statistics.median(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(said, own, strict=True)) <= TOLERANCE
 
 
-async def _weights(
-    world: World, file: File, other: Neuron, pins: list[tuple[int, str, EvidenceMessage]]
-) -> list[tuple[str, str]]:
+async def _weights(world: World, file: File, other: Neuron) -> list[tuple[str, str]]:
     """Whether its weights on the chain are those of the evidence that it pinned before them."""
     newest = (await world.chain.metagraph(await world.chain.finalized())).by_hotkey(other.hotkey)
-    pinned = [(block, message) for block, _, message in pins if newest and block <= newest.last_update]
-    if newest is None or not pinned or pinned[-1][1].window not in file.weights:
+    pin = next((pin for pin in reversed(file.pins) if newest and pin.block <= newest.last_update), None)
+    if newest is None or pin is None or pin.message.window not in file.weights:
         return []
-    block, message = pinned[-1]
-    said = dict(file.weights[message.window])
+    said = dict(file.weights[pin.message.window])
     stands = dict((await world.chain.weights(newest.last_update)).get(newest.uid, {}))
-    for at in range(max(0, block - 2), block + 1):  # it looked up who holds which uid shortly before
+    for at in range(max(0, pin.block - 2), pin.block + 1):  # it looked up who holds which uid shortly before
         uids = {Identity(n.hotkey, n.registered): n.uid for n in (await world.chain.metagraph(at)).neurons}
         if for_chain(said, uids) == stands:
             return []
-    return [("false-weights", f"its weights of block {newest.last_update} are not those of window {message.window}")]
+    return [
+        ("false-weights", f"its weights of block {newest.last_update} are not those of window {pin.message.window}")
+    ]

@@ -136,7 +136,7 @@ class Node:
     led: bool = False  # has closed a window: others will ask it for checkpoints
     unpublished: bool = False  # a checkpoint was saved since the last publication
     tidying: "asyncio.Task[None] | None" = None  # publishes a checkpoint and removes what is old, beside the window
-    answering: "asyncio.Task[None] | None" = None  # what a miner owes after its window: see answer.py
+    answering: "asyncio.Task[None] | None" = None  # what a miner owes after its window: see craft.answer
     published: tuple[int, bytes] | None = None  # (window, sha256) of the newest checkpoint in the own bucket
 
     def timetable(self, window: int) -> Timetable:
