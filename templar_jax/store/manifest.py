@@ -23,6 +23,7 @@ GENESIS = bytes(32)  # predecessor of a run's first manifest
 MAX_REFUSED = 1024
 MAX_SIGNATURES = 64
 SCHEMA = 1
+REASON_FORM = "a reason is 1 to 24 of [a-z0-9-]"
 
 _MAGIC = b"TMMF"
 _HEAD = struct.Struct("<4sB16sQQ32s32sHH")
@@ -138,7 +139,7 @@ def _check(manifest: Manifest) -> None:
     if len(refused) > MAX_REFUSED:
         raise ValueError(f"more than {MAX_REFUSED} refused uids")
     if not all(is_reason(reason) for _, reason in manifest.refused):
-        raise ValueError("a reason is 1 to 24 of [a-z0-9-]")
+        raise ValueError(REASON_FORM)
     entries = [(e.sealed_sha256, e.key, e.plaintext_sha256) for e in manifest.accepted]
     hashes = [manifest.predecessor, manifest.root, *(field for entry in entries for field in entry)]
     if len(manifest.run_id) != 16 or any(len(field) != 32 for field in hashes):  # struct would pad or cut in silence
@@ -161,7 +162,10 @@ def _parse(data: bytes) -> Manifest:
     for _ in range(n_refused):
         uid, length = _REFUSED.unpack_from(data, at)
         at += _REFUSED.size
-        refused.append((uid, data[at : at + length].decode("ascii")))
+        reason = data[at : at + length].decode("ascii")
+        if not is_reason(reason):  # at once: an entry without a reason would cost three bytes and a hundred in memory
+            raise ValueError(REASON_FORM)
+        refused.append((uid, reason))
         at += length
     count, at = data[at], at + 1
     signatures = []
