@@ -30,6 +30,7 @@ class Player:
     lives: int = 10**6  # windows until it registers again under another hotkey
     violates: tuple[int, ...] = ()  # windows in which it is late
     sends: int = 1  # in every n-th window
+    norm: float = 1.0  # of its contribution, in honest peers'
 
 
 HONEST = Player()
@@ -74,7 +75,8 @@ def evidence(players: list[Player], window: int, seed: int) -> WindowEvidence:
         if sends(player):
             rng = _rng(seed, window, 2, number)
             stale = player.stale if player.stale is not None else float(rng.uniform(0.06, 0.16))
-            seen = replace(seen, accepted=True, stale_cosine=stale, losses=losses(number, player))
+            size = player.norm * float(_rng(seed, window, 4, number).uniform(0.95, 1.06))
+            seen = replace(seen, accepted=True, norm=size, stale_cosine=stale, losses=losses(number, player))
             peers.append(seen)
         elif window in player.violates:
             peers.append(replace(seen, violations=("late",)))

@@ -65,6 +65,11 @@ def test_stale_likeness_scales_pay():
     assert pay(Player(stale=0.9), seed=0) < 0.1 < pay(HONEST, seed=0)
 
 
+@pytest.mark.parametrize("norm", [100.0, 1e30])
+def test_a_norm_far_beyond_the_others_scales_pay(norm):
+    assert pay(Player(norm=norm), seed=0) < 0.1 < 0.8 < pay(Player(norm=3.0), seed=0)
+
+
 @pytest.mark.parametrize("player", [STALE, HALF, NOISE])
 def test_registering_again_never_pays(player):
     for lives in (3, 5, 10):

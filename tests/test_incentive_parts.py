@@ -7,9 +7,9 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from incentive_story import FIFTH, HALF, HONEST, STALE, evidence, identity
+from incentive_story import FIFTH, HALF, HONEST, STALE, Player, evidence, identity
 
-from templar_jax.incentive import default, effort, gain, penalty, rating, select, similarity, weights
+from templar_jax.incentive import default, effort, gain, norm, penalty, rating, select, similarity, weights
 from templar_jax.incentive.config import IncentiveConfig
 from templar_jax.incentive.evidence import Identity
 from templar_jax.incentive.statistics import half_power, mean_and_variance, weighted_quantile
@@ -79,6 +79,16 @@ def test_gains_have_the_scale_of_those_with_standing_and_are_capped():
     with_losers = gain.gains(CONFIG, improvement | losers, standing | dict.fromkeys(losers, 0.01))
     assert {peer: with_losers[peer] for peer in improvement} == found
     assert gain.gains(CONFIG, {PEERS[0]: -1.0}, {PEERS[0]: 1.0}) == {}  # a window that made everything worse
+
+
+def test_norms_count_up_to_four_times_that_of_those_with_standing():
+    seen = evidence([Player(norm=size) for size in (1.0, 1.0, 1.0, 80.0, 1000.0, 0.0)], 0, 0)
+    everybody = norm.factors(CONFIG, seen, dict.fromkeys(seen.registered, 1.0))
+    assert [everybody.get(peer) for peer in seen.registered] == [1, 1, 1, pytest.approx(0.05, rel=0.1), 0.05, None]
+    planted = dict.fromkeys(seen.registered[:3], 0.01) | dict.fromkeys(seen.registered[3:], 1.0)
+    assert norm.factors(CONFIG, seen, planted)[seen.registered[4]] > 0.05  # the median is of standing, not of heads
+    few = dataclasses.replace(seen, peers=seen.peers[:1] + seen.peers[4:5])
+    assert set(norm.factors(CONFIG, few, everybody).values()) == {1.0}
 
 
 def pooled(player, windows: int, seed: int, start: int = 0) -> effort.Effort:

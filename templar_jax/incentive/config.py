@@ -40,6 +40,10 @@ class IncentiveConfig:
     similarity_margin: float = 0.15  # and at least this above the median
     similarity_most: float = 0.9  # cut at most here; likeness of this or more scales to the floor
     similarity_floor: float = 0.05
+    # norm
+    norm_least_peers: int = 3  # of fewer no median is robust
+    norm_most: float = 4.0  # times the usual norm; beyond, a value shrinks as the norm grows
+    norm_floor: float = 0.05
     # rule violations: pay is multiplied at once; what is left of a penalty shrinks by `penalty_memory` a clean window
     violation: float = 0.5
     violations: tuple[tuple[str, float], ...] = field(default_factory=_factors)

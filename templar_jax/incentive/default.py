@@ -1,11 +1,12 @@
 """The default rules: pay for what a contribution adds, times the effort that the peer's own data prove.
 
-    value of a window = gain (capped, relative to the honest scale) * freshness,   0 where a known peer sent nothing
+    value of a window = gain (capped, relative to the honest scale) * freshness * norm
+                        (0 where a known peer sent nothing)
     merit             = shrunken mean of values * effort
     pay               = merit ** power * (1 / cluster size, averaged) * penalty * receipt
                         * (finding_scale while a finding stands)
 
-The parts are in gain, effort, similarity, rating, penalty and receipt; this file only puts them together.
+The parts are in gain, effort, similarity, norm, rating, penalty and receipt; this file only puts them together.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from templar_jax.errors import DataError
-from templar_jax.incentive import canonical, effort, gain, penalty, rating, receipt, similarity
+from templar_jax.incentive import canonical, effort, gain, norm, penalty, rating, receipt, similarity
 from templar_jax.incentive.config import IncentiveConfig
 from templar_jax.incentive.effort import Effort
 from templar_jax.incentive.evidence import Identity, PeerEvidence, WindowEvidence, ordered
@@ -60,7 +61,8 @@ def step(config: IncentiveConfig, state: State, evidence: WindowEvidence) -> tup
     trust = {peer: merit(config, standing) * share_alone(standing) for peer, standing in standings.items()}
     found, likeness = effort.gaps(evidence), similarity.likeness(config, evidence)
     gains = gain.gains(config, gain.improvements(evidence), trust)
-    honest = effort.honest_gap(found, trust)
+    honest, normal = effort.honest_gap(found, trust), norm.factors(config, evidence, trust)
+    values = {who: _value(gains[who], likeness[who].fresh * normal.get(who, 1.0)) for who in gains}
     count_absent = _most_are_here(trust, seen)
 
     def after(standing: Standing) -> Standing:
@@ -70,7 +72,7 @@ def step(config: IncentiveConfig, state: State, evidence: WindowEvidence) -> tup
         if peer.losses is None:
             return replace(standing, penalty=penalty.recover(config, standing.penalty))
         checked = replace(standing, receipt=receipt.after(config, standing.receipt, peer))
-        return _evaluated(config, checked, evidence.window, gains, found[peer.peer], honest, likeness[peer.peer])
+        return _evaluated(config, checked, evidence.window, values, found[peer.peer], honest, likeness[peer.peer])
 
     new = tuple(after(standings[peer]) for peer in sorted(standings))
     scores = {
@@ -80,6 +82,7 @@ def step(config: IncentiveConfig, state: State, evidence: WindowEvidence) -> tup
             gains.get(one.peer),
             found.get(one.peer),
             likeness.get(one.peer, Likeness()),
+            normal.get(one.peer, 1.0),
             seen.get(one.peer),
         )
         for one in new
@@ -106,19 +109,23 @@ def _without(config: IncentiveConfig, standing: Standing, violations: tuple[str,
     return replace(standing, penalty=factor, rating=worth)
 
 
+def _value(gain: float, factor: float) -> float:
+    """A factor below 1 makes a loss no smaller."""
+    return gain * factor if gain > 0.0 else gain
+
+
 def _evaluated(
     config: IncentiveConfig,
     standing: Standing,
     window: int,
-    gains: Mapping[Identity, float],
+    values: Mapping[Identity, float],
     gap: effort.Gap,
     honest: float,
     likeness: Likeness,
 ) -> Standing:
     worth = standing.rating
-    if standing.peer in gains:  # empty in a window whose scale tells nothing
-        value = gains[standing.peer]
-        worth = rating.add(config, worth, value * likeness.fresh if value > 0.0 else value)
+    if standing.peer in values:  # empty in a window whose scale tells nothing
+        worth = rating.add(config, worth, values[standing.peer])
     return replace(
         standing,
         rating=worth,
@@ -166,6 +173,7 @@ def score(
     gain: float | None,
     gap: effort.Gap | None,
     likeness: Likeness,
+    normal: float = 1.0,
     seen: PeerEvidence | None = None,
 ) -> Score:
     """The standing after a window, and the window's own figures where there are any."""
@@ -176,6 +184,7 @@ def score(
         ("penalty", standing.penalty),
         ("receipt", standing.receipt),
         ("fresh", likeness.fresh),
+        ("norm", normal),
     ]
     parts += [("gain", gain)] if gain is not None else []
     parts += [("gap", gap.d)] if gap is not None else []
@@ -185,6 +194,7 @@ def score(
             ("effort", effort.finding(config, standing.effort)),
             ("stale", likeness.fresh < 1.0),
             ("cluster", likeness.cluster > 1),
+            ("norm", normal < 1.0),
         )
         if is_found
     ]
