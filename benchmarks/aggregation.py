@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, float | int | str]:
     """Figures: mean final held-out loss (nats per token) of each rule under each poison, and per seed."""
     jax.config.update("jax_num_cpu_devices", 1)  # before the first use
     config, pages = pin_data(args.run, args.node, print)
-    engine = engines.build(config, args.node.compute, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
+    engine = engines.build(config, args.node.compute, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), args.node.start)
     figures: dict[str, float | int | str] = {"peers": args.peers, "poisoners": args.poisoners, "windows": args.windows}
     figures["outer_lr"] = config.outer.lr
     for rule, poison in itertools.product(args.rules, args.poisons):

@@ -1,13 +1,14 @@
-"""A checkpoint as a Hugging Face folder (safetensors, config, tokenizer), and the way back.
+"""A checkpoint as a Hugging Face folder (safetensors, config, tokenizer), and a run that goes on from such a folder.
 
 python scripts/export.py --out model                          the newest checkpoint under node.home
 python scripts/export.py --checkpoint DIR --out model --dtype bfloat16
-python scripts/export.py --import model                       prints the [model] table that fits the weights
-python scripts/export.py --import model --config run.toml --out DIR     a checkpoint to go on from
+python scripts/export.py --import model --config 1b --out run.toml      the settings of 1b, for the model in that folder
+python scripts/mine.py --config run.toml                      goes on from it; others set --node.start to their copy
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,8 +23,12 @@ CHECK_BYTES = 16 * 2**30  # of f32 parameters: larger models are not run twice f
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint, or a folder above (node.home)")
     parser.add_argument("--window", type=int, metavar="N", help="the checkpoint of window N (default: the newest)")
-    parser.add_argument("--import", type=Path, metavar="FOLDER", dest="source", help="read this Hugging Face folder")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--import", type=Path, metavar="FOLDER", dest="source", help="a run that goes on from this Hugging Face folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="folder to write; with --import, a TOML file (default: printed)"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights' files")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the pages)")
     parser.add_argument("--vocab", type=int, metavar="N", help="rows of embedding and head (default: padding included)")
@@ -41,7 +46,7 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # nothing to compute, and a miner may be using the accelerator
     from templar_jax.telemetry.summary import write_json
 
-    figures = import_weights(cli) if cli.args.source else export_weights(cli)
+    figures = import_run(cli) if cli.args.source else export_weights(cli)
     if cli.args.json:
         write_json(cli.args.json, figures)
     return 0
@@ -97,37 +102,32 @@ def jax_struct(shape: tuple[int, ...], where):
     return jax.ShapeDtypeStruct(shape, "float32", sharding=where)
 
 
-def import_weights(cli: Cli) -> dict:
-    from templar_jax.compress.root import make_root
+def import_run(cli: Cli) -> dict:
     from templar_jax.config import MeshConfig
-    from templar_jax.export import import_folder
-    from templar_jax.huggingface.config_json import as_settings, read_config
+    from templar_jax.config_check import check_run
+    from templar_jax.config_write import to_toml
+    from templar_jax.export import fitting_run, root_of
     from templar_jax.sharding import make_mesh
-    from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
-    from templar_jax.store.manifest import GENESIS
-    from templar_jax.store.snapshot import Meta
+    from templar_jax.store.disk import write_file
 
-    args, run = cli.args, cli.run
-    if args.out is None:
-        print(as_settings(read_config(args.source).model))
-        return {"files": 0, "max_abs_logit_error": None}
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ConfigError(f"{args.out} exists: choose another folder, or remove it")
-    mesh = make_mesh(MeshConfig(fsdp=1))
+    args, folder = cli.args, cli.args.source.absolute()
+    if args.out is not None and args.out.exists():
+        raise ConfigError(f"{args.out} exists: choose another file, or remove it")
+    fitting, notes = fitting_run(folder, cli.run)
+    check_run(fitting)
     with shown() as progress:
         task = progress.add_task("reading parameters", total=None)
-        params = import_folder(
-            args.source, run, mesh, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    root = make_root(run, mesh)(params)
-    checkpoints = OrbaxCheckpoints(args.out)
-    try:
-        checkpoints.save(Meta(run.run_id, 0, 0, GENESIS, root), params, None, {"imported": str(args.source)})
-    finally:
-        checkpoints.close()
-    print(f"checkpoint of {len(params)} parameters in {args.out}, state root {root.hex()[:16]}")
-    files = sum(1 for path in args.out.rglob("*") if path.is_file())
-    return {"files": files, "max_abs_logit_error": None}
+        show = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+        root = root_of(folder, fitting, make_mesh(MeshConfig(fsdp=1)), show).hex()
+    text = to_toml(replace(fitting, start=root), replace(cli.node, start=str(folder)))
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_file(args.out, [text.encode()])
+        print(f"{args.out}: a run that goes on from the model in {folder}, state root {root[:16]}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return {"files": int(args.out is not None), "max_abs_logit_error": None, "state_root": root}
 
 
 def tokenizer_file(cli: Cli) -> Path | None:

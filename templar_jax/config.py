@@ -108,6 +108,7 @@ class RunConfig:
 
     name: str = "tiny"
     seed: int = 0
+    start: str = ""  # state root, in hex, of the published model that it goes on from; empty: drawn from the seed
     model: ModelConfig = field(default_factory=ModelConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
@@ -124,8 +125,11 @@ class RunConfig:
 
     @functools.cached_property
     def run_id(self) -> str:
-        """First 32 hex digits of the sha256 of the canonical JSON of this configuration."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """First 32 hex digits of the sha256 of the canonical JSON of this configuration, an empty `start` left out."""
+        values = dataclasses.asdict(self)
+        if not self.start:
+            del values["start"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -169,6 +173,7 @@ class NodeConfig:
     home: str = ".templar"
     hotkey: str = ""  # name under home/wallet, made on first use; empty: first of miner-0, miner-1, ... that is free
     data: str = ""  # prepared pages; empty: the standard library's source, prepared under home
+    start: str = ""  # Hugging Face folder of the model whose state root the run's `start` is
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -106,6 +106,11 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
             return
     if node.network.block_seconds <= 0:
         yield f"node.network.block_seconds is {node.network.block_seconds}: set it above 0"
+    if node.start and not run.start:
+        yield (
+            f"node.start names the model {node.start}, but the run starts from its seed: set start to the model's "
+            "state root (scripts/export.py --import FOLDER prints it), or leave node.start out"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_.-]*", node.hotkey) or node.hotkey.startswith("."):
         yield f'node.hotkey {node.hotkey!r} is a file name under home/wallet: use letters, digits, "_", "-" and "."'
     for sink in node.sinks:
@@ -184,6 +189,8 @@ def _ranges(run: RunConfig) -> Iterator[str]:
             yield f"{path} is {value}: set it to 0 or more"
     if not 0 <= run.seed < 2**32:
         yield f"seed is {run.seed}: set it between 0 and 2**32 - 1"
+    if run.start and not re.fullmatch(r"[0-9a-f]{64}", run.start):
+        yield f"start {run.start!r} is no state root in hex: scripts/export.py --import FOLDER prints that of a model"
 
 
 def _model(run: RunConfig) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Models that leave the house and come in: a Hugging Face folder of the parameters, and parameters of such a folder."""
 
+import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.data.tokenizer import BYTES, open_tokenizer
 from templar_jax.errors import ConfigError, StoreError
 from templar_jax.huggingface import config_json, tokenizer_json, weights
 from templar_jax.huggingface.weights import DTYPES, Load, Progress
@@ -87,10 +90,10 @@ def export_folder(
     return Exported(out, (config_json.CONFIG, GENERATION, *spoken.files, *files), spoken.separator, rows)
 
 
-def import_folder(folder: Path, run: RunConfig, mesh: Mesh, progress: Progress | None = None) -> Params:
-    """The parameters of a Hugging Face folder for `run`, sharded over `mesh`: where continued training starts.
+def read_folder(folder: Path, run: RunConfig, mesh: Mesh) -> Iterator[tuple[str, jax.Array]]:
+    """(name, parameter) of a Hugging Face folder for `run`, sharded over `mesh`, in the table's order.
 
-    f32, in the table's order; magnitudes under 2**-100 become 0, as in every parameter of a run.
+    f32, whatever the files hold; magnitudes under 2**-100 become 0, as in every parameter of a run.
 
     Raises:
       ConfigError: another kind of model, or another shape than the run's (with the settings to change).
@@ -98,12 +101,48 @@ def import_folder(folder: Path, run: RunConfig, mesh: Mesh, progress: Progress |
     """
     found = config_json.read_config(folder)
     config_json.check_fits(run, found, folder)
-    params: Params = {}
-    for name, value in weights.read_weights(folder, run, mesh, vocab=found.vocab):
-        params[name] = value
-        if progress:
-            progress(len(params), len(table(run)))
-    return params
+    yield from weights.read_weights(folder, run, mesh, vocab=found.vocab)
+
+
+def import_folder(folder: Path, run: RunConfig, mesh: Mesh) -> Params:
+    """All parameters of a folder. Raises as `read_folder`."""
+    return dict(read_folder(folder, run, mesh))
+
+
+def root_of(folder: Path, run: RunConfig, mesh: Mesh, progress: Progress | None = None) -> bytes:
+    """The state root of a folder's model; one group of parameters in memory. Raises as `read_folder`."""
+    rest, done = read_folder(folder, run, mesh), itertools.count(1)
+
+    class Stream(dict):
+        def __missing__(self, name: str) -> jax.Array:  # a root asks for the parameters in the order of the table
+            found, value = next(rest)
+            assert found == name, (found, name)
+            if progress:
+                progress(next(done), len(table(run)))
+            return value
+
+    return make_root(run, mesh)(Stream())
+
+
+def fitting_run(folder: Path, run: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`run` with the model and tokenizer of a Hugging Face folder, and what its maker should know about the data.
+
+    Raises ConfigError and DataError as `read_folder`.
+    """
+    found = config_json.read_config(folder)
+    free = {name: getattr(run.model, name) for name in config_json.FREE}
+    notes, file, tokenizer = [], folder / tokenizer_json.TOKENIZER, run.data.tokenizer
+    if not file.exists():
+        notes.append(f"no {file.name} in {folder}: data.tokenizer stays {tokenizer!r}; pages need the model's own")
+    elif tokenizer_json.is_bytes(file):
+        tokenizer = BYTES
+    else:
+        tokenizer = open_tokenizer(file).name
+        notes.append(f"prepare pages with scripts/prepare_data.py --tokenizer {file}, and name them with --node.data")
+    if run.data.sequence > found.sequence:
+        notes.append(f"data.sequence {run.data.sequence} is longer than the {found.sequence} tokens it was trained on")
+    data = replace(run.data, tokenizer=tokenizer)
+    return replace(run, model=replace(found.model, **free), data=data, start=""), notes
 
 
 def max_abs_logit_error(

@@ -5,18 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from models import SMALL, WIDE, hf_weights, mesh_of, rough_params, small_run
 from safetensors.numpy import load_file, save_file
 
-from templar_jax.config import ComputeConfig, DataConfig, RunConfig
-from templar_jax.config_load import load_run
-from templar_jax.data.tokenizer import open_tokenizer
+from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.errors import ConfigError, DataError
 from templar_jax.export import export_folder, import_folder
-from templar_jax.huggingface.config_json import as_settings, read_config
-from templar_jax.huggingface.tokenizer_json import byte_characters, bytes_tokenizer
+from templar_jax.huggingface.config_json import read_config
 from templar_jax.huggingface.weights import tensors
 from templar_jax.sharding import table
 from templar_jax.train.inner import make_inner
@@ -247,48 +242,6 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_done(exported, tmp_p
     with pytest.raises(ConfigError, match="256 rows"):
         export_folder(tmp_path / "other", run, params.__getitem__, vocab=256)  # the tokenizer has 257 ids
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-@given(st.text(max_size=60))
-def test_the_bytes_tokenizer_has_our_ids(text):
-    tokenizer = bytes_tokenizer()
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    assert ids == list(text.encode())
-    assert tokenizer.decode(ids) == text
-    assert [*ids, 256] == open_tokenizer("bytes").encode(text.encode())[0].tolist()
-
-
-def test_the_byte_alphabet_is_the_librarys():
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    assert sorted(byte_characters()) == sorted(ByteLevel.alphabet())
-    tokenizer = bytes_tokenizer()
-    assert tokenizer.get_vocab_size() == 257 and tokenizer.token_to_id("<|endoftext|>") == 256
-
-
-def test_another_tokenizer_travels_along_and_a_wrong_one_is_refused(exported, tmp_path):
-    run, params, _ = exported
-    source = tmp_path / "tokenizer.json"
-    bytes_tokenizer().save(str(source))
-    name = open_tokenizer(source).name
-    other = dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=name))
-    made = export_folder(tmp_path / "a", other, params.__getitem__, tokenizer=source)
-    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == source.read_bytes()
-    assert made.separator == 256 and json.loads((tmp_path / "a/config.json").read_text())["eos_token_id"] == 256
-    made = export_folder(tmp_path / "b", other, params.__getitem__)
-    assert made.separator is None and "tokenizer.json" not in made.files
-    wrong = dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer="0" * 64))
-    with pytest.raises(ConfigError, match="not the run's tokenizer"):
-        export_folder(tmp_path / "c", wrong, params.__getitem__, tokenizer=source)
-
-
-def test_the_printed_settings_are_a_configuration_that_fits(exported, tmp_path):
-    run, params, folder = exported
-    path = tmp_path / "run.toml"
-    path.write_text(as_settings(read_config(folder).model))
-    loaded = load_run(path)
-    assert loaded.model == run.model
-    same(params, import_folder(folder, dataclasses.replace(loaded, data=DataConfig()), mesh_of(1)))
 
 
 def test_a_mixture_of_experts_comes_back_and_a_shared_expert_is_refused(tmp_path):

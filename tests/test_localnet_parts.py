@@ -18,12 +18,13 @@ from rich.console import Console
 from templar_jax.chain.keys import load_or_create
 from templar_jax.chain.port import Metagraph, Neuron
 from templar_jax.config_load import load, shipped
+from templar_jax.config_write import to_toml
 from templar_jax.errors import ConfigError, StoreError
 from templar_jax.localnet import plots, processes, storage
 from templar_jax.localnet.figures import exit_code, figures
 from templar_jax.localnet.follow import Follow
 from templar_jax.localnet.measure import BUSY, Speed, fit_block, start_seconds, window_seconds
-from templar_jax.localnet.network import Network, check_sizes, make_chain, new_home, node_settings, register, to_toml
+from templar_jax.localnet.network import Network, check_sizes, make_chain, new_home, node_settings, register
 from templar_jax.localnet.report import write_report
 from templar_jax.localnet.story import Story, rows
 from templar_jax.localnet.table import Now, PlainLines, cells, draw

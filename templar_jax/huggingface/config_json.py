@@ -182,13 +182,6 @@ def _model(found: dict[str, Any]) -> HfModel:
     return HfModel(model, vocab, int(value("max_position_embeddings")))
 
 
-def as_settings(model: ModelConfig) -> str:
-    """The [model] table of a run's TOML file that fits these weights."""
-    values = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
-    lines = [f"{name} = {str(value).lower() if isinstance(value, bool) else value}" for name, value in values.items()]
-    return "\n".join(["[model]", *lines])
-
-
 def check_fits(run: RunConfig, found: HfModel, folder: Path) -> None:
     """Raises ConfigError, with every setting to change, unless the run's model is the folder's.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from templar_jax.config import RunConfig
 from templar_jax.data.tokenizer import BYTES, open_tokenizer
-from templar_jax.errors import ConfigError
+from templar_jax.errors import ConfigError, DataError
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -50,6 +50,14 @@ def bytes_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(SEPARATOR, normalized=False, special=True)])
     return tokenizer
+
+
+def is_bytes(file: Path) -> bool:
+    """True for a tokenizer.json that `write_tokenizer` wrote for "bytes": its ids are the bytes. DataError: none."""
+    try:
+        return json.loads(file.read_bytes()) == json.loads(bytes_tokenizer().to_str())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}; copy it again") from error
 
 
 def write_tokenizer(folder: Path, run: RunConfig, source: Path | None) -> Written:

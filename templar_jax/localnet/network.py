@@ -3,13 +3,10 @@
 import asyncio
 import dataclasses
 import itertools
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from templar_jax.chain import ledger
 from templar_jax.chain.keys import load_or_create
@@ -17,6 +14,7 @@ from templar_jax.chain.ledger import Limits, Rules
 from templar_jax.chain.local import LocalChain
 from templar_jax.clock import WallClock
 from templar_jax.config import NodeConfig, RunConfig
+from templar_jax.config_write import to_toml
 from templar_jax.errors import ConfigError, StoreError
 from templar_jax.store.disk import explain, write_file
 from templar_jax.store.open import file_locator
@@ -138,25 +136,6 @@ async def register(network: Network, chain: LocalChain) -> None:
     """Gives the nodes their uids in the order of `names`, whoever starts first: they find themselves registered."""
     keys = [load_or_create(network.home / "wallet" / name) for name, _ in network.names]
     await asyncio.gather(*(chain.register(key) for key in keys))
-
-
-def to_toml(run: RunConfig, node: NodeConfig) -> str:
-    """Both configurations as one file that `config_load.load` reads back to the same values."""
-    tables = _tables({**dataclasses.asdict(run), "node": dataclasses.asdict(node)}, "")
-    parts = ["\n".join([f"[{name}]"] * bool(name) + lines) for name, lines in tables]
-    return "\n\n".join(parts) + "\n"
-
-
-def _tables(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, list[str]]]:
-    yield name, [f"{key} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _tables(value, f"{name}.{key}" if name else key)
-
-
-def _value(value: Any) -> str:
-    """TOML's strings, numbers, booleans and lists are JSON's, as far as settings go."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def devices_each(nodes: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,13 +14,12 @@ from templar_jax.compress.feedback import Compressor, make_compressor
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
-from templar_jax.sharding import shardings
+from templar_jax.node.theta_0 import make_theta_0
 from templar_jax.train.evaluate import make_evaluate
 from templar_jax.train.evaluate_peer import PeerEvaluation, make_evaluate_peer
 from templar_jax.train.inner import Inner, make_inner
-from templar_jax.train.offload import parameters_like, settle
+from templar_jax.train.offload import parameters_like
 from templar_jax.train.outer import Outer, make_outer
-from templar_jax.train.state import init_params, ordered
 from templar_jax.train.working import make_working
 
 Params = dict[str, jax.Array]
@@ -38,16 +37,19 @@ class Engine:
     root: Any  # Params -> 32 bytes
     salted_root: Callable[[Params, int], bytes]  # the same under a salt: 0 <= salt < 2**256
     evaluate: Any  # (Params, tokens [B, S] int32) -> nats [B] float32
-    theta_0: Callable[[], Params]  # a fresh copy each time
+    theta_0: Callable[[], Params]  # a fresh copy each time; ConfigError: not the model that the run pins
     working: Callable[[Params], Params]  # as forward passes read them
     like: dict[str, jax.ShapeDtypeStruct]  # where the global parameters lie
     peers: PeerEvaluation  # of contributions, by a validator
 
 
 @lru_cache(maxsize=4)
-def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
-    """The engine of a run; nodes that share a process share it (and its executables)."""
-    make = jax.jit(partial(init_params, run, mesh), out_shardings=shardings(run, mesh))  # traced once, not at each call
+def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh, start: str = "") -> Engine:
+    """The engine of a run; nodes that share a process share it (and its executables).
+
+    Args:
+      start: as `NodeConfig.start`; theta_0 needs it where the run pins one.
+    """
     like = parameters_like(run, mesh, "snapshot" in compute.offload)
     return Engine(
         run=run,
@@ -58,7 +60,7 @@ def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Engine:
         root=make_root(run, mesh),
         salted_root=lambda params, salt: make_root(run, mesh, salt)(params),
         evaluate=make_evaluate(run, compute, mesh),
-        theta_0=lambda: settle(ordered(run, make()), like),
+        theta_0=make_theta_0(run, mesh, like, start),
         working=make_working(run, compute, mesh),
         like=like,
         peers=make_evaluate_peer(run, compute, mesh),

@@ -62,7 +62,8 @@ async def run_node(
     """
     try:
         world.emit(Registered(await world.chain.register(world.key)))
-        genesis = await join_or_start(world, run, engine.root(engine.theta_0()))
+        root_0 = bytes.fromhex(run.start) or engine.root(engine.theta_0())  # a model's root is checked where it is read
+        genesis = await join_or_start(world, run, root_0)
         node = await resume.start(world, run, config, engine, pages, genesis, duty.trains)
     except Stopped:
         return None

@@ -102,10 +102,12 @@ def open_machine(
 ) -> Machine:
     """Builds the engine and compiles everything that a window of a miner (`trains`) or of a validator runs."""
     mesh = make_mesh(fit_mesh(run, config, jax.local_device_count()))
-    engine = engines.build(run, config.compute, mesh)
+    engine = engines.build(run, config.compute, mesh, config.start)
     started = time.monotonic()
     note(f"compiling for {mesh.size} {jax.devices()[0].platform} devices, attention {engine.inner.placement.attention}")
     score = 0 if trains else config.score_sequences
+    if run.start:
+        note(f"theta_0: the model in {config.start}, state root {run.start[:16]}")
     engines.warm(engine, config.eval_sequences, lambda part: note(f"compiling: {part}"), score)
     note(f"compiled in {time.monotonic() - started:.0f} s")
     return Machine(run, config, pages, engine)

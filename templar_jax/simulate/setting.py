@@ -50,4 +50,4 @@ def machine(run: RunConfig, config: NodeConfig) -> Engine:
     """One engine for all nodes, on one device: a simulation's models are small, and its nodes take turns."""
     alone = dataclasses.replace(config.mesh, cpu_devices=1)
     set_up_devices(dataclasses.replace(config, mesh=alone))
-    return engines.build(run, config.compute, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
+    return engines.build(run, config.compute, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]), config.start)
