@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def export_weights(cli: Cli) -> dict:
     from templar_jax.config import MeshConfig
-    from templar_jax.export import export_folder, max_abs_logit_error, parameter_bytes
+    from templar_jax.export import export_folder, max_abs_logit_error, parameter_bytes, tokenizer_beside
     from templar_jax.sharding import make_mesh, shardings, table
     from templar_jax.store.checkpoint_read import open_checkpoint
 
@@ -71,7 +71,7 @@ def export_weights(cli: Cli) -> dict:
             run,
             saved.load,
             dtype=args.dtype,
-            tokenizer=args.tokenizer or tokenizer_file(cli),
+            tokenizer=args.tokenizer or tokenizer_beside(cli.node),
             vocab=args.vocab,
             shard_bytes=int(args.shard_gib * 2**30),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
@@ -128,14 +128,6 @@ def import_run(cli: Cli) -> dict:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return {"files": int(args.out is not None), "max_abs_logit_error": None, "state_root": root}
-
-
-def tokenizer_file(cli: Cli) -> Path | None:
-    """tokenizer.json beside the node's pages, where there is one."""
-    from templar_jax.data.pages import TOKENIZER_FILE
-
-    path = Path(cli.node.data) / TOKENIZER_FILE
-    return path if cli.node.data and path.exists() else None
 
 
 def shown() -> Progress:

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from templar_jax.compress.root import make_root
-from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.config import ComputeConfig, NodeConfig, RunConfig
+from templar_jax.data.pages import TOKENIZER_FILE
 from templar_jax.data.tokenizer import BYTES, open_tokenizer
 from templar_jax.errors import ConfigError, StoreError
 from templar_jax.huggingface import config_json, tokenizer_json, weights
@@ -143,6 +144,12 @@ def fitting_run(folder: Path, run: RunConfig) -> tuple[RunConfig, list[str]]:
         notes.append(f"data.sequence {run.data.sequence} is longer than the {found.sequence} tokens it was trained on")
     data = replace(run.data, tokenizer=tokenizer)
     return replace(run, model=replace(found.model, **free), data=data, start=""), notes
+
+
+def tokenizer_beside(node: NodeConfig) -> Path | None:
+    """tokenizer.json beside the node's pages, where there is one."""
+    path = Path(node.data) / TOKENIZER_FILE
+    return path if node.data and path.exists() else None
 
 
 def max_abs_logit_error(
