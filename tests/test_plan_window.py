@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from templar_jax.compress.codec import expected_bytes
-from templar_jax.config import NetworkConfig
+from templar_jax.config import MeshConfig, NetworkConfig
 from templar_jax.config_load import load
-from templar_jax.model.flops import train_flops_per_token
+from templar_jax.model.flops import parameters, train_flops_per_token
+from templar_jax.plan.fabric import fabric_bytes
 from templar_jax.plan.gpus import find
+from templar_jax.plan.memory import plan_mesh
 from templar_jax.plan.report import figures, lines, make_plan, row
+from templar_jax.plan.sketch import CLUSTERS, sketch
 from templar_jax.plan.window import Assumed, plan_window
 from templar_jax.store.seal import sealed_bytes
 
@@ -104,3 +107,64 @@ def test_the_script_plans_and_refuses(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
     bad = subprocess.run([sys.executable, str(SCRIPT), "--gpu", "h10"], capture_output=True, text=True, timeout=120)
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+
+
+def fabric_of(hosts, expert=8, micro=64, tensor=1, remat="full"):
+    run, node = load("moe-1t")
+    compute = dataclasses.replace(node.compute, micro_batch=micro, remat=remat)
+    mesh = MeshConfig(fsdp=hosts * 8 // expert // tensor, expert=expert, tensor=tensor)
+    node = dataclasses.replace(node, compute=compute, mesh=mesh)
+    return run, fabric_bytes(run, node, plan_mesh(run, node, hosts * 8), 8)
+
+
+def test_what_crosses_between_hosts_is_counted_from_where_it_lies():
+    run, found = fabric_of(2)
+    weights = parameters(run.model)
+    passes = run.inner.batch // 64
+    assert sum(fabric_of(1)[1].values()) == 0
+    assert found["weights"] == pytest.approx(passes * 2 * 2 * weights / 2, rel=1e-6)  # twice, bfloat16, half is there
+    assert found["gradients"] == found["weights"] and found["tokens"] == 0  # once, f32
+    _, four = fabric_of(4)
+    assert four["weights"] == pytest.approx(found["weights"] * 1.5, rel=1e-6)
+    assert fabric_of(2, micro=128)[1]["weights"] * 2 == found["weights"]
+    assert fabric_of(2, tensor=2, expert=4)[1] == found, "tensor lies within a host"
+
+
+def test_tokens_cross_where_experts_span_hosts_and_their_weights_do_not():
+    run, found = fabric_of(4, expert=32, micro=32)
+    m, passes = run.model, run.inner.batch // 32
+    routed = m.layers * m.experts * 3 * m.dim * m.expert_ffn_dim
+    others = parameters(m) - routed
+    assert found["weights"] == pytest.approx(passes * 2 * 2 * others * 0.75, rel=1e-6)
+    tokens = 32 * run.data.sequence * m.dim * 2 * 0.75  # of the axis, in bfloat16, from the other three hosts
+    assert found["tokens"] == pytest.approx(passes * m.layers * 6 * tokens)
+    assert fabric_of(4, expert=32, micro=32, remat="none")[1]["tokens"] * 3 == pytest.approx(found["tokens"] * 2)
+    _, half = fabric_of(8, expert=32, micro=64)  # two groups of hosts with all experts each
+    there = passes / 2 * 4 * (others * 7 / 8 + routed * (1 / 4 - 1 / 8))
+    assert half["weights"] == pytest.approx(there, rel=1e-6)
+
+
+def test_a_trillion_parameters_fit_32_hosts_and_wait_for_the_fabric():
+    run, node = load("moe-1t")
+    plan = make_plan(run, node, H100, 8, Assumed(link=10e9), hosts=32)
+    assert plan.fits and (plan.devices, plan.hosts) == (256, 32)
+    w = plan.window
+    assert w.between == pytest.approx(8 * sum(plan.fabric.values()) / (3200e9 * 0.8))
+    assert w.between > 3 * (w.step - w.between)
+    assert "in 32 hosts, mesh fsdp 32 x expert 8" in "\n".join(lines(plan)) and "s between hosts" in "\n".join(
+        lines(plan)
+    )
+    alone = make_plan(run, node, H100, 8, Assumed(link=10e9))
+    assert plan.host_bytes * 32 == pytest.approx(alone.host_bytes)
+    slow = make_plan(run, node, H100, 8, Assumed(link=1e9), hosts=32)
+    assert slow.window.steps == 0, "twenty contributions take longer than the window"
+    small = make_plan(run, node, H100, 8, hosts=16)
+    assert not small.fits and "--hosts 32" in small.knob
+    text = sketch(run, node)
+    assert sum(line.startswith("| ") for line in text) == 1 + len(CLUSTERS)
+
+
+def test_a_host_more_opens_contributions_faster():
+    run, node = load("moe-1t")
+    one, two = (plan_window(run, node, H100, 256, Assumed(), hosts) for hosts in (1, 2))
+    assert two.apply < one.apply and two.finish < one.finish and two.payload == one.payload

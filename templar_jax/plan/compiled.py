@@ -47,12 +47,12 @@ class Compiled:
         return {phase: program.temporaries for phase, program in self.programs.items()}
 
 
-def compile_elsewhere(argv: Sequence[str], gpu: str, gpus: int) -> tuple[Compiled | None, str]:
+def compile_elsewhere(argv: Sequence[str], gpu: str, gpus: int, hosts: int = 1) -> tuple[Compiled | None, str]:
     """(what XLA says, "") or (None, why not) for the configuration that `argv` names (--config and overrides)."""
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         return None, "the CUDA plugin is not installed"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "templar_jax.plan.compiled", gpu, str(gpus), *argv]
+    command = [sys.executable, "-m", "templar_jax.plan.compiled", gpu, str(gpus), str(hosts), *argv]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -74,11 +74,11 @@ def bytes_of(compiled: Any) -> Program:
     )
 
 
-def _topology(gpu: str, gpus: int) -> list[Any]:
+def _topology(gpu: str, gpus: int, hosts: int) -> list[Any]:
     from jax.experimental import topologies
 
     described = topologies.get_topology_desc(
-        platform="cuda", target_config=target_config(find(gpu)), topology=f"1x1x{gpus}"
+        platform="cuda", target_config=target_config(find(gpu)), topology=f"1x{hosts}x{gpus}"
     )
     return list(described.devices)
 
@@ -105,10 +105,11 @@ def main(argv: list[str]) -> int:
 
     from templar_jax.config_load import parse_cli
 
-    gpu, gpus = argv[0], int(argv[1])
-    cli = parse_cli(argv[2:], "")
-    fitted = fit_mesh(cli.run, cli.node, gpus)
-    mesh = make_mesh(fitted, _topology(gpu, fitted.fsdp * fitted.expert * fitted.tensor))
+    gpu, gpus, hosts = argv[0], int(argv[1]), int(argv[2])
+    cli = parse_cli(argv[3:], "")
+    fitted = fit_mesh(cli.run, cli.node, hosts * gpus)
+    used = fitted.fsdp * fitted.expert * fitted.tensor
+    mesh = make_mesh(fitted, _topology(gpu, gpus if hosts > 1 else used, hosts))
     compute, started = cli.node.compute, time.monotonic()
     wanted = "cudnn" if compute.attention == "auto" and compute.dtype == "bfloat16" else compute.attention
     paths = ["cudnn", "blockwise"] if wanted == "cudnn" else ["xla" if wanted == "auto" else wanted]

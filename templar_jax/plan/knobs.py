@@ -11,14 +11,13 @@ from templar_jax.plan.memory import plan_memory, plan_mesh
 from templar_jax.sharding import BATCH, shards
 
 MOST_GPUS = 1024
-HOST_GPUS = 8
 GIB = 2**30
 OFFLOADS = ("feedback", "snapshot", "moments", "parameters")  # what costs least time first
 
 
-def find_knob(run: RunConfig, node: NodeConfig, gpu: Gpu, gpus: int) -> str:
+def find_knob(run: RunConfig, node: NodeConfig, gpu: Gpu, gpus: int, per_host: int = 8) -> str:
     """The first change that fits by the estimate, least invasive first; "" where none of those known does."""
-    for text, changed, count in candidates(run, node, gpus):
+    for text, changed, count in candidates(run, node, gpus, per_host):
         try:
             memory = plan_memory(run, changed, plan_mesh(run, changed, count))
         except ConfigError:
@@ -28,8 +27,8 @@ def find_knob(run: RunConfig, node: NodeConfig, gpu: Gpu, gpus: int) -> str:
     return ""
 
 
-def candidates(run: RunConfig, node: NodeConfig, gpus: int) -> Iterator[tuple[str, NodeConfig, int]]:
-    """(what to change, the node with it, GPUs)."""
+def candidates(run: RunConfig, node: NodeConfig, gpus: int, per_host: int) -> Iterator[tuple[str, NodeConfig, int]]:
+    """(what to change, the node with it, GPUs in all)."""
     mesh = plan_mesh(run, node, gpus)
     parts, micro = shards(mesh, BATCH), micro_batch(run, node)
     others = mesh.shape["tensor"] * mesh.shape["expert"]
@@ -57,8 +56,10 @@ def candidates(run: RunConfig, node: NodeConfig, gpus: int) -> Iterator[tuple[st
         changed = dataclasses.replace(
             _compute(remat, micro_batch=micro), mesh=dataclasses.replace(node.mesh, fsdp=wide)
         )
-        hosts = " on several hosts (not built yet)" if count > HOST_GPUS else ""
-        wider = f"--gpus {count} --node.mesh.fsdp {wide} --node.compute.micro_batch {micro}"
+        several = count > per_host and count % per_host == 0
+        hosts = " on several hosts (not built yet)" if count > per_host else ""
+        wider = f"--hosts {count // per_host}" if several else f"--gpus {count}"
+        wider += f" --node.mesh.fsdp {wide} --node.compute.micro_batch {micro}"
         yield f"{count} GPUs{hosts}: {flags}{wider}", changed, count
 
 

@@ -21,6 +21,8 @@ class Assumed:
 
     mfu: float = 0.40  # model FLOP/s of training over the GPU's peak
     link: float = 1000e6  # bits/s, up and down alike
+    fabric: float = 3200e9  # bits/s of a host to the others of its miner, each way: eight cards of 400 Gb/s
+    fabric_share: float = 0.8  # of it that collectives reach
     peers: int = 20  # that contribute, this one included
     encode: float = 1.8e8  # kept values/s of the codec
     decode: float = 1.8e8
@@ -33,8 +35,9 @@ class Window:
     """Expected times of a window, seconds, and what goes over the link, bytes."""
 
     flops_per_step: float  # model FLOPs of one inner step
-    step: float  # the streaming between host and device included
+    step: float  # everything included, nothing overlapped
     streamed: float  # of it: parameters and moments that rest in host memory come and go
+    between: float  # of it: weights, gradients and tokens between the hosts of this miner
     payload: int
     upload: float
     download: float
@@ -67,8 +70,15 @@ def host_copies(run: RunConfig, offload: tuple[str, ...]) -> tuple[int, int, int
     return 3 * trained + 2 * moments, trained + start + 2 * feedback, (2 + 2 * momentum + 1) * start + trained
 
 
-def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assumed: Assumed) -> Window:
-    """The window of a miner with `devices` such GPUs."""
+def plan_window(
+    run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assumed: Assumed, hosts: int = 1, fabric: int = 0
+) -> Window:
+    """The window of a miner with `devices` such GPUs in all.
+
+    Args:
+      hosts: that share the work on contributions among them.
+      fabric: bytes that a host receives from the others in an inner step.
+    """
     elements = sum(math.prod(param.shape) for param in table(run))
     kept = sum(tiling.kept for tiling in tilings(run).values())
     tokens = run.inner.batch * run.data.sequence
@@ -76,15 +86,16 @@ def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assume
     peak = gpu.flops if node.compute.dtype == "bfloat16" else gpu.flops / 2  # float32 matmuls run as TF32
     over = 4 * elements / devices / gpu.host_link  # seconds for one f32 copy of the parameters
     streamed, compressed, applied = (over * copies for copies in host_copies(run, node.compute.offload))
-    step = flops / (peak * assumed.mfu * devices) + streamed
+    between = 8 * fabric / (assumed.fabric * assumed.fabric_share)
+    step = flops / (peak * assumed.mfu * devices) + streamed + between
 
     payload = sealed_bytes(expected_bytes(run))
     others = max(0, min(assumed.peers, run.max_contributors) - 1)
     upload, download = 8 * payload / assumed.link, others * 8 * payload / assumed.link
     touch = assumed.passes * 4 * elements / devices / gpu.bandwidth
-    seal = kept / assumed.encode + 3 * payload / assumed.crypto  # hash, encrypt, hash
+    seal = (kept / assumed.encode + 3 * payload / assumed.crypto) / hosts  # hash, encrypt, hash
     finish = touch + compressed + seal + upload
-    one = touch / assumed.passes * 3 + kept / assumed.decode + 3 * payload / assumed.crypto
+    one = touch / assumed.passes * 3 + (kept / assumed.decode + 3 * payload / assumed.crypto) / hosts
     apply = applied + (others + 1) * one
 
     w, seconds = run.window, node.network.block_seconds
@@ -99,6 +110,7 @@ def plan_window(run: RunConfig, node: NodeConfig, gpu: Gpu, devices: int, assume
         flops_per_step=flops,
         step=step,
         streamed=streamed,
+        between=between,
         payload=payload,
         upload=upload,
         download=download,
