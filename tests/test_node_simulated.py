@@ -141,6 +141,16 @@ def test_error_feedback_older_than_the_last_contribution_is_dropped(opened):
     assert "error feedback dropped: window 2 was sealed after the checkpoint" in notes
 
 
+def test_error_feedback_of_the_last_contribution_survives_a_restart(opened):
+    async def scenario(network: Network) -> None:
+        await network.node("peer-00", 2)
+        await network.node("peer-00", 1)
+
+    notes = [event.text for event in events(play(opened, scenario), Noted)]
+    assert "starting from the own checkpoint of window 3" in notes
+    assert not any("error feedback dropped" in note for note in notes)
+
+
 def test_a_clean_stop_in_training_goes_on_with_the_next_step(opened):
     async def scenario(network: Network) -> None:
         running = asyncio.ensure_future(network.node("peer-00", 1))

@@ -131,7 +131,8 @@ def _local(world: World, engine: Engine, fresh: Local, restored: Restored) -> Lo
     if restored.private is None:
         return fresh
     private, extra = restored.private, restored.extra
-    local = Local(private["opt"], private["feedback"], extra["own_steps"], extra["contributed"])
+    own_steps, contributed = extra["own_steps"], extra["contributed"]
+    local = Local(private["opt"], private["feedback"], own_steps=own_steps, contributed=contributed)
     newest = world.seals.newest()
     if newest is not None and newest > local.contributed:
         local.feedback = engine.compressor.init()
