@@ -1,7 +1,8 @@
 """Mine: train on real text and take part in a network. With no arguments joins (or starts) the local one.
 
 Ctrl-C (or SIGTERM) stops cleanly within seconds, and the next start goes on from there; a second one stops at once.
-Exit code: 0 done, or stopped as asked; 1 failed; 2 a setting cannot be; 130 stopped at once.
+With node.hosts.count N the same command runs once on each of N hosts, which are one miner (docs/hosts.md).
+Exit code: 0 done, or stopped as asked; 1 failed; 2 a setting cannot be; 75 another host was lost; 130 stopped at once.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from rich.console import Console
 from templar_jax.config_load import Cli, guarded, parse_cli
 from templar_jax.errors import ConfigError, TemplarError
 from templar_jax.host import huge_pages
+from templar_jax.hosts.watch import AT_ONCE, is_worker, watch
 
 if TYPE_CHECKING:
     from templar_jax.node.lifecycle import Duty
 
 Prepare = Callable[..., Awaitable["Duty"]]
 EARLY = "stopped before the first window; the next start goes on from here"
-AT_ONCE = 130  # exit code after a second signal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     cli = parse_cli(argv, __doc__ or "", arguments)
+    if cli.node.hosts.count > 1 and not is_worker():
+        return watch(cli.node.hosts)
+    if cli.node.hosts.index > 0:
+        return launch(cli, lambda: follow(cli))
     return launch(cli, lambda: summarise(cli, *run(cli)))
 
 
@@ -45,8 +50,7 @@ def launch(cli: Cli, work: Callable[[], int]) -> int:
             f"--windows {cli.args.windows}: take part in at least 1, or leave it out to go on until stopped"
         )
     print(f"{cli.run.name}: starting; Ctrl-C stops cleanly", flush=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    take_signals(interrupt if cli.node.hosts.count == 1 else signal.SIG_DFL)  # hosts that wait for each other just end
     try:
         return work()
     except KeyboardInterrupt:  # before there was a node: nothing is half done that a next start would not finish
@@ -64,26 +68,50 @@ def run(cli: Cli, kind: str = "miner", prepare: Prepare | None = None) -> tuple[
     Returns: the run, the node's home, and its telemetry, closed.
     """
     from templar_jax.data.show import shown
+    from templar_jax.hosts import join
+    from templar_jax.hosts.open import ending, meet
     from templar_jax.node import home as homes
     from templar_jax.node import open as opening
     from templar_jax.telemetry.open import open_telemetry
     from templar_jax.telemetry.sinks import read_events
     from templar_jax.telemetry.summary import check_json
 
+    if prepare and cli.node.hosts.count > 1:
+        raise ConfigError("a validator runs in one process: leave node.hosts out")
     root = homes.check_home(cli.node)
     check_json(cli.args.json)
     opening.set_up_devices(cli.node)
-    with shown(Console()) as show:
-        pinned, pages = opening.pin_data(cli.run, cli.node, lambda text: print(text, flush=True), show)
-    home = homes.claim_home(pinned, cli.node, root, kind)
-    restarts = sum(event["event"] == "NodeStarted" for event in read_events(home.metrics))
-    chain = opening.open_chain(pinned, cli.node, home)
-    telemetry = open_telemetry(pinned, cli.node, home.metrics, block=opening.position(chain))
-    try:
-        asyncio.run(serve(pinned, cli.node, pages, home, chain, telemetry, restarts, cli.args.windows, prepare))
-    finally:
-        telemetry.close()
+    channel = join.lead(cli.node)
+    take_signals(interrupt)
+    with ending(channel) if channel else contextlib.nullcontext():
+        with shown(Console()) as show:
+            pinned, pages = opening.pin_data(cli.run, cli.node, lambda text: print(text, flush=True), show)
+        home = homes.claim_home(pinned, cli.node, root, kind)
+        if channel:
+            meet(channel, pinned, cli.node, home)
+        restarts = sum(event["event"] == "NodeStarted" for event in read_events(home.metrics))
+        chain = opening.open_chain(pinned, cli.node, home)
+        telemetry = open_telemetry(pinned, cli.node, home.metrics, block=opening.position(chain))
+        try:
+            serving = serve(
+                pinned, cli.node, pages, home, chain, telemetry, restarts, cli.args.windows, prepare, channel
+            )
+            asyncio.run(serving)
+        finally:
+            telemetry.close()
     return pinned, home, telemetry
+
+
+def follow(cli: Cli) -> int:
+    """A process of several that is not process 0."""
+    from templar_jax.hosts import join
+    from templar_jax.hosts.open import follow_host
+    from templar_jax.node import home as homes
+    from templar_jax.node import open as opening
+
+    root = homes.check_home(cli.node)
+    opening.set_up_devices(cli.node)
+    return follow_host(join.listen(cli.node), cli.run, cli.node, root, lambda text: print(text, flush=True), leave)
 
 
 def summarise(cli: Cli, run, home, telemetry) -> int:
@@ -94,22 +122,31 @@ def summarise(cli: Cli, run, home, telemetry) -> int:
 
 
 async def serve(
-    run, config, pages, home, chain, telemetry, restarts: int, windows: int | None, prepare: Prepare | None
+    run, config, pages, home, chain, telemetry, restarts: int, windows: int | None, prepare: Prepare | None, channel
 ) -> None:
-    """Opens the ports, compiles, and runs the node until it is done, fails, or is told to stop."""
+    """Opens the ports, compiles, and runs the node until it is done, fails, or is told to stop.
+
+    channel: to the other hosts; None: there are none.
+    """
+    from templar_jax.hosts.open import engine_for
     from templar_jax.node import open as opening
     from templar_jax.node.lifecycle import MINER, run_node
     from templar_jax.telemetry.events import Noted
 
-    stop, emit = asyncio.Event(), telemetry.emit
+    stop, emit, loop = asyncio.Event(), telemetry.emit, asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, stop, emit)
+        loop.add_signal_handler(number, on_signal, stop, emit)
     world = opening.open_world(config, home, chain, emit, stop)
     await opening.probe(world.bucket)
 
+    def spread(engine):
+        return engine_for(channel, config, engine, pages, world.checkpoints) if channel else engine
+
+    if channel:
+        channel.stop = lambda: loop.call_soon_threadsafe(stop.set)
     note = lambda text: emit(Noted(text, "compile"))  # noqa: E731
     compiling = asyncio.ensure_future(
-        asyncio.to_thread(opening.open_machine, run, config, pages, note, prepare is None)
+        asyncio.to_thread(opening.open_machine, run, config, pages, note, prepare is None, spread)
     )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([compiling, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -117,6 +154,8 @@ async def serve(
     if not compiling.done():  # a compiler cannot be interrupted, but it has nothing that is worth waiting for
         telemetry.close()
         print(EARLY)
+        if channel:
+            channel.end(0)
         leave(0)
     machine = compiling.result()
     emit(opening.started_event(machine, home.name, world.hotkey, restarts))
@@ -126,6 +165,11 @@ async def serve(
     finally:  # after an error too: a checkpoint that is being written is worth a moment
         with contextlib.suppress(TemplarError):
             await asyncio.to_thread(world.checkpoints.wait)
+
+
+def take_signals(handler) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def interrupt(number: int, frame: object) -> None:

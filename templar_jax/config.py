@@ -156,6 +156,17 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
+class HostsConfig:
+    """Several processes, each with devices of its own, that are one miner. Only process 0 is seen by the network."""
+
+    count: int = 1  # processes
+    index: int = 0  # of this one
+    coordinator: str = ""  # "host:port" of process 0; the port after it carries the calls
+    key: str = ""  # file with the secret that all of them share; empty: hosts.key under `home`, made by process 0
+    heartbeat_seconds: int = 60  # a process that is silent for so long is lost (one that ends is missed at once)
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """Where the chain and the buckets are. Paths are relative to `NodeConfig.home`."""
 
@@ -175,6 +186,7 @@ class NodeConfig:
     data: str = ""  # prepared pages; empty: the standard library's source, prepared under home
     start: str = ""  # Hugging Face folder of the model whose state root the run's `start` is
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     checkpoint_every: int = 4  # windows

@@ -104,6 +104,7 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
         if value < least:
             yield f"node.{path} is {value}: set it to {least} or more"
             return
+    yield from _hosts(node)
     if node.network.block_seconds <= 0:
         yield f"node.network.block_seconds is {node.network.block_seconds}: set it above 0"
     if node.start and not run.start:
@@ -129,6 +130,17 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
     yield from timetable_problems(
         run.window, node.network.finality if node.network.chain == "local" else CHAIN_FINALITY
     )
+
+
+def _hosts(node: NodeConfig) -> Iterator[str]:
+    hosts = node.hosts
+    if hosts.count < 1 or not 0 <= hosts.index < hosts.count:
+        yield f"node.hosts.index {hosts.index} of node.hosts.count {hosts.count}: count processes from 0"
+    if hosts.heartbeat_seconds < 5:
+        yield f"node.hosts.heartbeat_seconds is {hosts.heartbeat_seconds}: set it to 5 or more"
+    port = hosts.coordinator.rpartition(":")[2]
+    if hosts.count > 1 and not (re.fullmatch(r"\S+:[0-9]{1,5}", hosts.coordinator) and 0 < int(port) < 65535):
+        yield f'node.hosts.coordinator is "{hosts.coordinator}": name process 0 as "host:port", port at most 65534'
 
 
 def _ranges(run: RunConfig) -> Iterator[str]:

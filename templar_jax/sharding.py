@@ -177,6 +177,35 @@ def shardings(run: RunConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     return {param.name: NamedSharding(mesh, spec(param, mesh)) for param in table(run)}
 
 
+def to_devices(tree: Any, at: Any) -> Any:
+    """Host arrays on the devices of `at` (a tree of shardings). Every process of a mesh has the whole of them.
+
+    An array that lies on devices of several processes already is taken as it is.
+    """
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(at)):
+        return jax.device_put(tree, at)
+
+    def put(x: Any, to: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        return jax.make_array_from_callback(np.shape(x), to, np.asarray(x).__getitem__)
+
+    return jax.tree.map(put, tree, at)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of device arrays; the whole of them in every process of a mesh, which all call this together."""
+    if all(array.is_fully_addressable for array in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    everywhere = jax.tree.map(lambda array: NamedSharding(array.sharding.mesh, PartitionSpec()), tree)
+    whole = jax.jit(_same, out_shardings=everywhere)(tree)
+    return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), whole)
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
 def make_zeros(run: RunConfig, mesh: Mesh) -> Callable[[], dict[str, jax.Array]]:
     """`zeros()`: f32 arrays keyed, ordered, shaped and sharded like the parameters. Compiled once."""
     shapes = {param.name: param.shape for param in table(run)}

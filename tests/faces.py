@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from corpus import folder_of, texts
@@ -44,6 +45,14 @@ class Unnamed(Miner):
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(seconds)
+
+
+def applied(event: dict) -> bool:
+    return event["event"] == "ManifestApplied"
+
+
+def noted(words: str) -> Callable[[dict], bool]:
+    return lambda event: event["event"] in ("Noted", "Warned") and words in event["text"]
 
 
 def run_mine(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess:

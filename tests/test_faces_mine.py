@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from faces import Unnamed, make_home, make_pages, nano, one_line, run_mine
+from faces import Unnamed, applied, make_home, make_pages, nano, noted, one_line, run_mine
 from kills import START_SECONDS, Miner, Roots, wait_for
 
 pytestmark = pytest.mark.processes
@@ -19,14 +19,6 @@ LONG = 120.0  # seconds for anything that takes a few windows
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pages(tmp_path_factory.mktemp("data"))
-
-
-def applied(event: dict) -> bool:
-    return event["event"] == "ManifestApplied"
-
-
-def noted(words: str):
-    return lambda event: event["event"] in ("Noted", "Warned") and words in event["text"]
 
 
 def test_three_side_by_side_and_a_night_off(tmp_path, pages):

@@ -21,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from templar_jax.errors import CheckpointError, NotFound, RefusedError, StoreError
 from templar_jax.simulate.loop import VirtualClock, run_virtual
 from templar_jax.store.checkpoint import MemoryCheckpoints, Meta
-from templar_jax.store.checkpoint_orbax import COMMIT, OrbaxCheckpoints
+from templar_jax.store.checkpoint_commit import COMMIT
+from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
 from templar_jax.store.contribution import checkpoint_folder
 from templar_jax.store.open import file_locator, open_bucket
 from templar_jax.store.simulated import SimStore

@@ -88,16 +88,26 @@ def _index_shape(tiling: Tiling) -> tuple[int, int, int]:
 
 def encode(run: RunConfig, packed: Mapping[str, Packed]) -> bytes:
     """The contribution's bytes. `packed` is what a compressor of the same run returned."""
-    parts = []
-    for name, tiling in tilings(run).items():
-        one = packed[name]
-        scales = np.asarray(one.scales)
-        parts.append(scales.astype("<f4" if scales.dtype == np.float32 else np.uint8).tobytes())
-        parts.append(pack_codes(np.asarray(one.codes).reshape(-1)).tobytes())
-        if not tiling.full:
-            parts.append(rice.encode(np.asarray(one.indices).reshape(-1, tiling.k), tiling.size).tobytes())
-    length = sum(len(part) for part in parts)
-    return HEADER.pack(MAGIC, VERSION, QUANTIZERS[run.compress.quantizer], 0, length) + b"".join(parts)
+    return join_streams(run, {name: encode_stream(tiling, packed[name]) for name, tiling in tilings(run).items()})
+
+
+def encode_stream(tiling: Tiling, one: Packed) -> bytes:
+    """The bytes of one parameter."""
+    scales = np.asarray(one.scales)
+    parts = [
+        scales.astype("<f4" if scales.dtype == np.float32 else np.uint8).tobytes(),
+        pack_codes(np.asarray(one.codes).reshape(-1)).tobytes(),
+    ]
+    if not tiling.full:
+        parts.append(rice.encode(np.asarray(one.indices).reshape(-1, tiling.k), tiling.size).tobytes())
+    return b"".join(parts)
+
+
+def join_streams(run: RunConfig, streams: Mapping[str, bytes]) -> bytes:
+    """The contribution's bytes from those of every parameter."""
+    length = sum(map(len, streams.values()))
+    header = HEADER.pack(MAGIC, VERSION, QUANTIZERS[run.compress.quantizer], 0, length)
+    return b"".join([header, *(streams[name] for name in tilings(run))])
 
 
 def decode(run: RunConfig, data: bytes) -> dict[str, Packed]:

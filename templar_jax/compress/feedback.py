@@ -27,7 +27,7 @@ from templar_jax.compress.exact import product
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.tiles import Tiling, alike, fold, groups, place, split_rows, tilings, unfold
 from templar_jax.config import RunConfig
-from templar_jax.sharding import make_zeros, spec
+from templar_jax.sharding import make_zeros, spec, to_devices, to_host
 from templar_jax.train.offload import fetch, host_zeros, settle
 
 Params = dict[str, jax.Array]
@@ -46,7 +46,7 @@ class Compressor:
 
 
 def make_compressor(run: RunConfig, mesh: Mesh, offload: tuple[str, ...] = ()) -> Compressor:
-    """Builds the (init, update) pair of a run on a mesh. All devices of the mesh belong to this process.
+    """Builds the (init, update) pair of a run on a mesh.
 
     offload: classes that rest in pinned host memory (offload.py), among them perhaps "feedback".
     """
@@ -109,7 +109,7 @@ def _make_sign1(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
 
     def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
         left, *columns = compress(feedback, start, end, decay(run), np.uint32(0))
-        rows = zip(cut, *jax.device_get(columns), strict=True)
+        rows = zip(cut, *to_host(columns), strict=True)
         return left, [Packed(*(unfold(tiling, array) for array in arrays)) for tiling, *arrays in rows]
 
     return run_group
@@ -153,10 +153,10 @@ def _make_v213(run: RunConfig, mesh: Mesh, names: tuple[str, ...]) -> Callable:
 
     def run_group(feedback: Arrays, start: Arrays, end: Arrays) -> tuple[Arrays, list[Packed]]:
         totals, offsets, values = choose(feedback, start, end, decay(run), np.uint32(0))
-        rows = zip(cut, *jax.device_get((offsets, values)), strict=True)
+        rows = zip(cut, *to_host((offsets, values)), strict=True)
         packed = [_v213_packed(*row) for row in rows]
         sent = [
-            jax.device_put(fold(tiling, _v213_decoded(tiling, one)), value.sharding)
+            to_devices(fold(tiling, _v213_decoded(tiling, one)), value.sharding)
             for tiling, one, value in zip(cut, packed, values, strict=True)
         ]
         return subtract(totals, offsets, values, sent, np.uint32(0)), packed

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from templar_jax.compress.tiles import groups
 from templar_jax.config import RunConfig
-from templar_jax.sharding import Param, spec, table
+from templar_jax.sharding import Param, spec, table, to_host
 from templar_jax.train.offload import fetch
 
 LANES = 4
@@ -34,7 +34,7 @@ def make_root(run: RunConfig, mesh: Mesh, salt: int = 0) -> Callable[[dict[str, 
     def root(params: dict[str, jax.Array]) -> bytes:
         parts = []
         for names, sums_of_group in sums:
-            parts += jax.device_get(sums_of_group(fetch([params[name] for name in names]), lane_salts))
+            parts += to_host(sums_of_group(fetch([params[name] for name in names]), lane_salts))
         digest = hashlib.sha256(seed)
         for param, part in zip(table(run), parts, strict=True):
             lanes = part.sum(axis=tuple(range(part.ndim - 1 - param.stack)), dtype=np.uint32)  # over shards of units

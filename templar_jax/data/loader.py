@@ -5,7 +5,7 @@ Letters: B sequences of an inner step, P sequences of a page, S tokens of a sequ
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -58,6 +58,7 @@ def make_loader(
     seed: bytes,
     start_step: int = 0,
     threads: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Loader:
     """The batches `start_step` to `steps - 1` of a window.
 
@@ -65,6 +66,7 @@ def make_loader(
       page_ids: the M pages assigned; read and checked here, at once.
       seed: the window's assignment seed; names the order together with run and window.
       threads: that make batches ahead; 0: each batch is made when it is asked for (simulation).
+      rows: of each batch that are made; None: all.
 
     Raises:
       ConfigError: the pages hold fewer than steps * batch sequences. DataError: a page is corrupt or missing.
@@ -79,7 +81,8 @@ def make_loader(
     sequences_NS = pages.read(page_ids).reshape(n_sequences, pages.manifest.sequence)
 
     def make_batch(step: int) -> np.ndarray:
-        return sequences_NS[_rows(cursor, n_sequences, step)].astype(np.int32)
+        chosen = _rows(cursor, n_sequences, step)
+        return sequences_NS[chosen if rows is None else chosen[list(rows)]].astype(np.int32)
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH if threads else 0)
     dataset = grain.MapDataset.range(start_step, steps).map(make_batch).to_iter_dataset(options)
@@ -97,6 +100,7 @@ def restore_loader(
     steps: int,
     seed: bytes,
     threads: int = 1,
+    make: Callable[..., Loader] = make_loader,
 ) -> Loader:
     """The loader that `state()` described, from its next batch on, bit for bit.
 
@@ -113,7 +117,7 @@ def restore_loader(
     step = cursor["step"]
     if type(step) is not int or not 0 <= step <= steps:
         raise DataError(f"the saved data position is at step {step!r} of {steps}: {again}")
-    return make_loader(
+    return make(
         pages,
         page_ids,
         run_id=run_id,

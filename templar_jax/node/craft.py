@@ -11,10 +11,9 @@ from functools import partial
 from typing import Any
 
 from templar_jax.chain.messages import SealMessage, encode_commitment
-from templar_jax.compress.codec import encode
 from templar_jax.compress.packed import Packed
 from templar_jax.data.assign import assigned
-from templar_jax.data.loader import Loader, make_loader, restore_loader
+from templar_jax.data.loader import Loader, restore_loader
 from templar_jax.errors import ChainError
 from templar_jax.node import challenge
 from templar_jax.node.engine import Params
@@ -61,8 +60,9 @@ def begin(node: Node, window: int, pages: list[int], seed: bytes) -> tuple[Param
     partial, node.local.partial = node.local.partial, None
     what: Any = dict(run_id=run_id, window=window, batch=inner.batch, steps=inner.steps, seed=seed, threads=threads)
     if partial is None or partial.cursor["window"] != window:
-        return node.engine.inner.begin(node.state.params), 0, make_loader(node.cache, pages, **what)
-    return partial.params, partial.cursor["step"], restore_loader(node.cache, pages, partial.cursor, **what)
+        return node.engine.inner.begin(node.state.params), 0, node.engine.make_loader(node.cache, pages, **what)
+    loader = restore_loader(node.cache, pages, partial.cursor, make=node.engine.make_loader, **what)
+    return partial.params, partial.cursor["step"], loader
 
 
 async def take_steps(node: Node, window: int, params: Params, loader: Loader, first_step: int, last: int) -> Trained:
@@ -107,7 +107,7 @@ async def compress(node: Node, window: int, trained: Trained) -> bytes:
     """The contribution's plaintext. Moves what it sends out of the error feedback."""
     packed = await pack(node, trained.params)
     node.local.contributed = window
-    return encode(node.run, packed)
+    return node.engine.encode(packed)
 
 
 async def pack(node: Node, params: Params) -> dict[str, Packed]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -10,10 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from templar_jax.compress.aggregate import clip_factors
+from templar_jax.compress.codec import encode
 from templar_jax.compress.feedback import Compressor, make_compressor
 from templar_jax.compress.packed import Packed
 from templar_jax.compress.root import make_root
 from templar_jax.config import ComputeConfig, RunConfig
+from templar_jax.data.loader import Loader, make_loader
 from templar_jax.node.theta_0 import make_theta_0
 from templar_jax.train.evaluate import make_evaluate
 from templar_jax.train.evaluate_peer import PeerEvaluation, make_evaluate_peer
@@ -41,6 +43,8 @@ class Engine:
     working: Callable[[Params], Params]  # as forward passes read them
     like: dict[str, jax.ShapeDtypeStruct]  # where the global parameters lie
     peers: PeerEvaluation  # of contributions, by a validator
+    encode: Callable[[dict[str, Packed]], bytes]  # what `compressor.update` has just returned, as a plaintext
+    make_loader: Callable[..., Loader] = make_loader  # of the batches that `inner.step` takes
 
 
 @lru_cache(maxsize=4)
@@ -64,6 +68,7 @@ def build(run: RunConfig, compute: ComputeConfig, mesh: Mesh, start: str = "") -
         working=make_working(run, compute, mesh),
         like=like,
         peers=make_evaluate_peer(run, compute, mesh),
+        encode=partial(encode, run),
     )
 
 

@@ -97,20 +97,45 @@ def _default_pages(run: RunConfig, config: NodeConfig, note: Callable[[str], Non
     return folder
 
 
+def build_engine(run: RunConfig, config: NodeConfig) -> Engine:
+    """The engine on this process's devices, or on those of all hosts. Raises ConfigError."""
+    devices = jax.devices() if config.hosts.count > 1 else jax.local_devices()
+    mesh = make_mesh(fit_mesh(run, config, len(devices)), devices)
+    if config.hosts.count > 1 and mesh.size < len(devices):
+        raise ConfigError(
+            f"{config.hosts.count} hosts have {len(devices)} devices, over which {run.inner.batch} sequences spread to "
+            f"{mesh.size} only: set node.mesh so that it takes all, or raise inner.batch or compute.micro_batch"
+        )
+    return engines.build(run, config.compute, mesh, config.start)
+
+
 def open_machine(
-    run: RunConfig, config: NodeConfig, pages: Pages, note: Callable[[str], None], trains: bool = True
+    run: RunConfig,
+    config: NodeConfig,
+    pages: Pages,
+    note: Callable[[str], None],
+    trains: bool = True,
+    spread: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> Machine:
-    """Builds the engine and compiles everything that a window of a miner (`trains`) or of a validator runs."""
-    mesh = make_mesh(fit_mesh(run, config, jax.local_device_count()))
-    engine = engines.build(run, config.compute, mesh, config.start)
-    started = time.monotonic()
-    note(f"compiling for {mesh.size} {jax.devices()[0].platform} devices, attention {engine.inner.placement.attention}")
+    """Builds the engine and compiles everything that a window of a miner (`trains`) or of a validator runs.
+
+    spread: makes the engine run on all hosts.
+    """
+    engine = spread(build_engine(run, config))
+    started, devices = time.monotonic(), engine.mesh.devices.ravel()
+    note(f"compiling for {devices.size} {devices[0].platform} devices, attention {engine.inner.placement.attention}")
     score = 0 if trains else config.score_sequences
     if run.start:
         note(f"theta_0: the model in {config.start}, state root {run.start[:16]}")
     engines.warm(engine, config.eval_sequences, lambda part: note(f"compiling: {part}"), score)
     note(f"compiled in {time.monotonic() - started:.0f} s")
     return Machine(run, config, pages, engine)
+
+
+def open_checkpoints(config: NodeConfig, node: Path) -> OrbaxCheckpoints:
+    """The checkpoints in a node's folder."""
+    hosts = config.hosts
+    return OrbaxCheckpoints(node / "checkpoints", config.checkpoint_keep, index=hosts.index, count=hosts.count)
 
 
 def open_chain(run: RunConfig, config: NodeConfig, home: Home) -> LocalChain:
@@ -145,7 +170,7 @@ def open_world(
         key=load_or_create(home.wallet),
         bucket=open_bucket(config.network.bucket or file_locator(home.node / "bucket")),
         open_reader=lambda locator: open_reader(locator, local=True),
-        checkpoints=OrbaxCheckpoints(home.node / "checkpoints", keep=config.checkpoint_keep),
+        checkpoints=open_checkpoints(config, home.node),
         seals=DiskSeals(home.node / "seals"),
         emit=emit,
         stop=stop,
@@ -161,13 +186,13 @@ async def probe(bucket: Bucket) -> None:
 def started_event(machine: Machine, name: str, hotkey: str, restarts: int) -> NodeStarted:
     """Who runs what on what."""
     run, window = machine.run, machine.run.window
-    devices = machine.engine.mesh.devices.ravel()
+    devices, hosts = machine.engine.mesh.devices.ravel(), machine.config.hosts.count
     return NodeStarted(
         run=run.name,
         run_id=run.run_id,
         hotkey=hotkey,
         parameters=sum(math.prod(param.shape) for param in table(run)),
-        devices=f"{devices.size} {devices[0].platform}",
+        devices=f"{devices.size} {devices[0].platform}" + (f" on {hosts} hosts" if hosts > 1 else ""),
         tokens_per_step=run.inner.batch * run.data.sequence,
         steps=run.inner.steps,
         window_blocks=window.blocks,

@@ -57,7 +57,7 @@ def candidates(run: RunConfig, node: NodeConfig, gpus: int, per_host: int) -> It
             _compute(remat, micro_batch=micro), mesh=dataclasses.replace(node.mesh, fsdp=wide)
         )
         several = count > per_host and count % per_host == 0
-        hosts = " on several hosts (not built yet)" if count > per_host else ""
+        hosts = " on several hosts (docs/hosts.md)" if count > per_host else ""
         wider = f"--hosts {count // per_host}" if several else f"--gpus {count}"
         wider += f" --node.mesh.fsdp {wide} --node.compute.micro_batch {micro}"
         yield f"{count} GPUs{hosts}: {flags}{wider}", changed, count

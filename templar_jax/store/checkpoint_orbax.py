@@ -9,11 +9,11 @@ count, and the one before is used.
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,35 @@ from templar_jax.store.checkpoint import (
     put_like,
     sharding_of,
 )
+from templar_jax.store.checkpoint_commit import COMMIT, hash_files, line_of, verify
 from templar_jax.store.contribution import checkpoint_folder
 from templar_jax.store.disk import explain, make_folder, write_file
 from templar_jax.store.snapshot import Meta, layout_of
 
-COMMIT = "COMMIT.json"
 SAVE_TIMEOUT = 3600.0  # seconds that `wait` waits for one save
 
 
 class OrbaxCheckpoints:
-    """Checkpoints in the folder `root`, the newest `keep` of them. One process at a time."""
+    """Checkpoints in the folder `root`, the newest `keep` of them. One node at a time.
 
-    def __init__(self, root: Path, keep: int = 3, part_bytes: int = snapshot.PART_BYTES) -> None:
+    A node of several processes (hosts/) has one of these in each, on the same folder: process 0 decides, and runs
+    `parts` of the work in all of them by `everywhere`.
+    """
+
+    def __init__(
+        self, root: Path, keep: int = 3, part_bytes: int = snapshot.PART_BYTES, index: int = 0, count: int = 1
+    ) -> None:
         self.root = root.absolute()
+        self.index = index
         self.keep = max(2, keep)  # one to fall back to
         self.part_bytes = part_bytes
         make_folder(self.root)
         for draft in [*self.root.glob("*.orbax-checkpoint-tmp*"), *self.root.glob("fetched-*")]:
             shutil.rmtree(draft, ignore_errors=True)  # of a killed process
-        self._checkpointer = _make_checkpointer()
+        self.parts = {"save": self._start, "load": self._load, "place": self._place}
+        self.everywhere: Callable[..., Any] = lambda part, *args: self.parts[part](*args)
+        self._checkpointer = _make_checkpointer(set(range(count)))
+        self._reader = _make_checkpointer({index}) if count > 1 else self._checkpointer  # without the other processes
         self._lock = threading.RLock()  # publishing reads on one thread while the node may save on another
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -61,12 +71,12 @@ class OrbaxCheckpoints:
     def save(self, meta: Meta, public: Params, private: Any, extra: dict[str, Any]) -> None:
         with self._lock:
             self.wait()
-            self._start(meta, public, private, extra)
+            self.everywhere("save", max(self._steps(), default=0) + 1, meta, public, private, extra)
 
-    def _start(self, meta: Meta, public: Params, private: Any, extra: dict[str, Any]) -> None:
+    def _start(self, step: int, meta: Meta, public: Params, private: Any, extra: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        step = max(self._steps(), default=0) + 1
+        self.wait()
         record = {
             "run_id": meta.run_id,
             "window": meta.window,
@@ -94,8 +104,10 @@ class OrbaxCheckpoints:
         """On the thread: waits for Orbax, commits, removes what is old."""
         try:
             self._checkpointer.wait_until_finished()
+            if self.index > 0:
+                return
             folder = self.root / f"{step:08d}"
-            write_file(folder / COMMIT, [json.dumps(_hash_files(folder), indent=0).encode()])
+            write_file(folder / COMMIT, [json.dumps(hash_files(folder), indent=0).encode()])
             for old in [s for s in self._steps() if (self._folder(s) / COMMIT).exists()][: -self.keep]:
                 shutil.rmtree(self._folder(old))
             for leftover in [s for s in self._steps() if s < step and not (self._folder(s) / COMMIT).exists()]:
@@ -120,6 +132,7 @@ class OrbaxCheckpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            self._reader.close()
 
     def restore(self, run_id: str, public_like: Any, private_like: Any) -> tuple[Restored | None, list[str]]:
         self.wait()
@@ -127,7 +140,7 @@ class OrbaxCheckpoints:
         for step in reversed(self._steps()):
             what = f"checkpoint {self._folder(step)}"
             try:
-                _verify(self._folder(step))
+                verify(self._folder(step))
                 record = self._record(step)
                 if record["run_id"] != run_id:
                     notes.append(other_run(what, record["run_id"]))
@@ -138,12 +151,12 @@ class OrbaxCheckpoints:
                     fits = record["private"] == private_fingerprint(like)
                     if not fits:
                         notes.append(other_private(what))
-                    public, private = self._load(step, public_like, like if fits else None)
+                    public, private = self.everywhere("load", step, public_like, like if fits else None)
                     return Restored(_meta(record), public, private, record["extra"]), notes
             except CheckpointError as error:
                 notes.append(str(error))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                notes.append(f"{what} cannot be read ({_line(error)}): passed over")
+                notes.append(f"{what} cannot be read ({line_of(error)}): passed over")
         return None, notes
 
     def _load(self, step: int, public_like: Any, private_like: Any) -> tuple[Params, Any]:
@@ -171,7 +184,7 @@ class OrbaxCheckpoints:
             self.wait()
             for step in reversed(self._steps()):
                 try:
-                    _verify(self._folder(step))
+                    verify(self._folder(step))
                 except CheckpointError:
                     continue
                 return self._load_public(step)
@@ -183,7 +196,7 @@ class OrbaxCheckpoints:
         record = self._record(step)
         targets = [np.empty(shape, dtype) for _, shape, dtype in record["public"]]
         args = ocp.args.Composite(public=ocp.args.StandardRestore(_numbered(targets)))
-        found = self._checkpointer.restore(self._folder(step), args=args)
+        found = self._reader.restore(self._folder(step), args=args)
         names = [name for name, _, _ in record["public"]]
         return _meta(record), dict(zip(names, map(np.asarray, _in_order(found["public"])), strict=True))
 
@@ -208,15 +221,21 @@ class OrbaxCheckpoints:
             folder = checkpoint_folder(window)
             meta = await snapshot.fetch(reader, folder, sha256, layout, write, timeout, self.part_bytes)
             check_fetched(meta, run_id, window)
-            arrays = {
-                name: np.memmap(paths[name], dtype, mode="r", shape=shape) if 0 not in shape else np.empty(shape, dtype)
-                for name, shape, dtype in layout
-            }
-            return Restored(meta, put_like(arrays, public_like), None, {})
+            return Restored(meta, self.everywhere("place", draft.name, public_like), None, {})
         except OSError as error:
             raise StoreError(explain(error, draft)) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _place(self, draft: str, public_like: Any) -> Params:
+        """The arrays that `fetch` wrote, on the mesh."""
+        arrays = {
+            name: np.memmap(self.root / draft / f"{number:04d}", dtype, mode="r", shape=shape)
+            if 0 not in shape
+            else np.empty(shape, dtype)
+            for number, (name, shape, dtype) in enumerate(layout_of(public_like))
+        }
+        return put_like(arrays, public_like)
 
     def _folder(self, step: int) -> Path:
         return self.root / f"{step:08d}"
@@ -227,7 +246,7 @@ class OrbaxCheckpoints:
     def _record(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        found = self._checkpointer.restore(self._folder(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        found = self._reader.restore(self._folder(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return found["meta"]
 
     def _explained(self, error: Exception) -> CheckpointError:
@@ -236,14 +255,17 @@ class OrbaxCheckpoints:
             return CheckpointError(text)
         if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
             return CheckpointError(f"no space left on the disk of {self.root}: free some, or set another folder")
-        return CheckpointError(f"a checkpoint in {self.root} could not be written: {_line(error)}")
+        return CheckpointError(f"a checkpoint in {self.root} could not be written: {line_of(error)}")
 
 
-def _make_checkpointer() -> Any:
+def _make_checkpointer(processes: set[int]) -> Any:
+    """That `processes` use together, the first of them writing what is common."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells the user about itself, at length
     import orbax.checkpoint as ocp
 
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    among = ocp.options.MultiprocessingOptions(primary_host=min(processes), active_processes=processes)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=among))
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=among)
 
 
 def _numbered(leaves: list[Any]) -> dict[str, Any]:
@@ -266,30 +288,3 @@ def _listed(layout: snapshot.Layout) -> list[tuple[str, list[int], str]]:
 def _meta(record: dict[str, Any]) -> Meta:
     hashes = bytes.fromhex(record["predecessor"]), bytes.fromhex(record["root"])
     return Meta(record["run_id"], record["window"], record["outer_step"], *hashes)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _hash_files(folder: Path) -> list[dict[str, Any]]:
-    """Path, size and sha256 of every file but COMMIT.json, by path."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != COMMIT:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append({"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": digest})
-    return found
-
-
-def _verify(folder: Path) -> None:
-    """Raises CheckpointError, with one line for the user, unless COMMIT.json fits every byte."""
-    try:
-        expected = json.loads((folder / COMMIT).read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {folder} was interrupted while it was saved: passed over") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged ({COMMIT}: {_line(error)}): passed over") from error
-    if _hash_files(folder) != expected:
-        raise CheckpointError(f"checkpoint {folder} is damaged (a file is not what {COMMIT} says): passed over")

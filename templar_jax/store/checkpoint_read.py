@@ -16,7 +16,7 @@ import numpy as np
 from templar_jax.config import RunConfig
 from templar_jax.errors import CheckpointError, ConfigError
 from templar_jax.sharding import table
-from templar_jax.store.checkpoint_orbax import COMMIT
+from templar_jax.store.checkpoint_commit import COMMIT, line_of
 from templar_jax.store.snapshot import Meta
 
 # Where COMMIT.json may lie under the folder that a user names: a step, a folder of steps, a node, a run, a home.
@@ -66,7 +66,7 @@ class Saved:
                 found = reader.restore(self.folder / "public", args=args)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"checkpoint {self.folder} cannot be read ({_line(error)}): its node may have replaced it, try again"
+                f"checkpoint {self.folder} cannot be read ({line_of(error)}): its node may have replaced it, try again"
             ) from error
         return {name: found[numbers[name]] for name in like}
 
@@ -93,7 +93,7 @@ def _open(folder: Path) -> Saved:
         hashes = bytes.fromhex(record["predecessor"]), bytes.fromhex(record["root"])
         return Saved(folder, Meta(record["run_id"], record["window"], record["outer_step"], *hashes), shapes)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read ({_line(error)}): name another") from error
+        raise CheckpointError(f"checkpoint {folder} cannot be read ({line_of(error)}): name another") from error
 
 
 def _verified(saved: Saved) -> Saved:
@@ -106,7 +106,7 @@ def _verified(saved: Saved) -> Saved:
                     if hashlib.file_digest(file, "sha256").hexdigest() != row["sha256"]:
                         raise CheckpointError(f"checkpoint {saved.folder} is damaged ({row['path']}): name another")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {saved.folder} cannot be read ({_line(error)}): name another") from error
+        raise CheckpointError(f"checkpoint {saved.folder} cannot be read ({line_of(error)}): name another") from error
     return saved
 
 
@@ -115,7 +115,3 @@ def _time(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # its node has just removed it
         return 0.0
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -3,18 +3,19 @@
 Letters: B sequences, S tokens of a sequence.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.model.llama import Llama
 from templar_jax.model.loss import token_nats
 from templar_jax.model.placement import batch_sharding, make_placement
-from templar_jax.sharding import BATCH, shards
+from templar_jax.sharding import BATCH, shards, to_devices
 from templar_jax.train.state import Params
 from templar_jax.train.working import make_working
 
@@ -34,7 +35,7 @@ def make_evaluate(
     tokens_at = batch_sharding(mesh, parts, "evaluation")
     working = make_working(run, compute, mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))  # every process reads them
     def losses(params: Params, tokens_BS: jax.Array) -> jax.Array:
         model = Llama(params, run.model, place)
         return token_nats(model.hidden(tokens_BS), model.head_weight(), tokens_BS, place).sum(-1)
@@ -42,6 +43,6 @@ def make_evaluate(
     def evaluate(params: Params, tokens_BS: jax.Array | np.ndarray) -> jax.Array:
         count = tokens_BS.shape[0]
         padded = np.pad(np.asarray(tokens_BS, np.int32), ((0, -count % parts), (0, 0)))
-        return jnp.asarray(losses(working(params), jax.device_put(padded, tokens_at)))[:count]
+        return jnp.asarray(losses(working(params), to_devices(padded, tokens_at)))[:count]
 
     return evaluate

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.errors import ConfigError
 from templar_jax.model.placement import Placement, batch_sharding, make_placement
-from templar_jax.sharding import shardings
+from templar_jax.sharding import shardings, to_devices
 from templar_jax.train.accumulate import accumulated
 from templar_jax.train.offload import copy, parameters_like
 from templar_jax.train.schedule import learning_rate
@@ -71,7 +71,7 @@ def make_inner(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Inner:
     update, working = make_update(run, mesh, compute.offload), make_working(run, compute, mesh)
 
     def step(params: Params, opt: Any, batch_BS: Any, step: int) -> tuple[Params, Any, Metrics]:
-        tokens_BS = jax.device_put(batch_BS, tokens_at)
+        tokens_BS = to_devices(batch_BS, tokens_at)
         grads, scale, metrics = gradients(working(params), tokens_BS, np.int32(step))
         params, opt = update.apply(params, opt, grads, scale, metrics.lr)
         return ordered(run, params), opt, metrics

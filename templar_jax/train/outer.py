@@ -24,7 +24,7 @@ from templar_jax.compress.aggregate import Contribution, Tables
 from templar_jax.compress.exact import flush, product
 from templar_jax.compress.tiles import Tiling, fold, groups, tilings
 from templar_jax.config import RunConfig
-from templar_jax.sharding import make_zeros, spec
+from templar_jax.sharding import make_zeros, spec, to_devices
 from templar_jax.train.offload import fetch, host_zeros, settle
 
 Params = dict[str, jax.Array]
@@ -151,7 +151,7 @@ class Group:
                 arrays = [np.asarray(getattr(contribution[name], part)) for contribution in contributions]
                 one[part] = fold(tiling, stacked(arrays, stack), batch=1)
             sent.append(one)
-        return np.int32(len(contributions)), jax.device_put(sent, self.where)
+        return np.int32(len(contributions)), to_devices(sent, self.where)
 
     def step(self, params: Arrays, momentum: Arrays, placed: tuple, donate: bool) -> tuple[Arrays, Arrays]:
         step = self.step_in_place_jit if donate else self.step_jit

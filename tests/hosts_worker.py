@@ -1,0 +1,103 @@
+"""One of the processes of test_hosts: `hosts_worker.py PORT COUNT INDEX FOLDER`. Process 0 writes what came out."""
+
+import dataclasses
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from kills import ROOT
+from node_network import RUN
+
+from templar_jax.config import ComputeConfig, HostsConfig, MeshConfig, NodeConfig, OuterConfig, RunConfig
+from templar_jax.data.cache import PageCache
+from templar_jax.data.pages import Pages, open_pages
+from templar_jax.hosts import join
+from templar_jax.hosts.calls import Announcer
+from templar_jax.hosts.channel import Caller, Hello, Listening
+from templar_jax.hosts.follow import follow
+from templar_jax.hosts.spread import Share, functions, own_rows, spread
+from templar_jax.node import engine as engines
+from templar_jax.node.engine import Engine, heldout_nats
+from templar_jax.sharding import make_mesh
+from templar_jax.train.compiles import enable_compile_cache
+
+DEVICES = 4  # of all processes together
+
+
+def run_of() -> RunConfig:
+    """As small as parameters of which four devices have a quarter each can be."""
+    model = dataclasses.replace(RUN.model, vocab=512, dim=256, heads=4, kv_heads=4, ffn_dim=256)
+    return dataclasses.replace(RUN, model=model, outer=OuterConfig(momentum=0.875, nesterov=True))
+
+
+def build(run: RunConfig) -> Engine:
+    return engines.build(run, ComputeConfig(attention="xla"), make_mesh(MeshConfig(fsdp=4), jax.devices()[:DEVICES]))
+
+
+def window(engine: Engine, pages: Pages, fetch: Callable[[Any], Any]) -> dict[str, Any]:
+    """With every function that a miner's mesh runs. What is above "trained" does not depend on inner steps."""
+    run, found = engine.run, {}
+    theta = engine.theta_0()
+    found["root of theta_0"] = engine.root(theta)
+    found["salted root"] = engine.salted_root(theta, 7)
+    feedback, packed = engine.compressor.update(engine.compressor.init(), theta, engine.compressor.init())
+    plaintext = engine.encode(packed)
+    feedback, again = engine.compressor.update(feedback, theta, theta)
+    found["contributions"] = plaintext, engine.encode(again)
+    moved, momentum = engine.outer.apply(theta, engine.outer.init(), {4: packed, 9: again})
+    moved, momentum = engine.outer.apply(moved, momentum, {2: again})
+    found["root after two outer steps"] = engine.root(moved)
+    found["root of the momentum"] = engine.root(momentum)
+    found["root of the error feedback"] = engine.root(feedback)
+    found["nats"] = heldout_nats(engine, theta, pages.read_heldout(4)[0])
+
+    what: Any = dict(run_id=run.run_id, window=3, batch=run.inner.batch, steps=run.inner.steps, seed=b"seed")
+    loader = engine.make_loader(PageCache(pages), [5, 9], **what)
+    params, opt, losses = engine.inner.begin(theta), engine.inner.init(), []
+    for step in range(run.inner.steps):
+        params, opt, metrics = engine.inner.step(params, opt, next(loader), step)
+        losses.append(float(metrics.loss))
+    found["cursor"] = loader.state()
+    loader.close()
+    found["losses"] = losses
+    found["trained"] = fetch(params)
+    _, packed = engine.compressor.update(engine.compressor.init(), theta, params)
+    found["trained contribution"] = engine.encode(packed)
+    return found
+
+
+def main(port: int, count: int, index: int, folder: Path) -> int:
+    hosts = HostsConfig(count, index, f"127.0.0.1:{port}", heartbeat_seconds=20)
+    node = NodeConfig(home=str(folder / "home"), hosts=hosts, mesh=MeshConfig(fsdp=4, cpu_devices=DEVICES // count))
+    set_up_devices(node.mesh.cpu_devices)
+    channel = join.listen(node) if index else join.lead(node)
+    engine, pages = build(run_of()), open_pages(folder / "pages")
+    share = Share(engine, PageCache(pages), index, count)
+    hello = Hello(engine.run.run_id, "test", "none")
+    if isinstance(channel, Listening):
+        channel.receive()
+        channel.reply(hello)
+        return follow(channel, functions(share), engine.mesh)
+    assert isinstance(channel, Caller)
+    channel.meet(hello)
+    announcer = Announcer(channel, functions(share))
+    found = window(spread(share, announcer), pages, lambda tree: announcer.call("fetch", tree))
+    (folder / "found.pickle").write_bytes(pickle.dumps((found, own_rows(engine))))
+    channel.end(0)
+    return 0
+
+
+def set_up_devices(count: int) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    enable_compile_cache(ROOT / ".pytest_cache" / "jax-processes")
+
+
+if __name__ == "__main__":
+    code = main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))  # type: ignore[misc]
+    sys.stdout.flush()
+    os._exit(code)  # as a node's process ends
