@@ -116,6 +116,7 @@ class RunConfig:
     compress: CompressConfig = field(default_factory=CompressConfig)
     data: DataConfig = field(default_factory=DataConfig)
     max_contributors: int = 20  # R: contributions that one outer step takes at most
+    audit_bytes_max: int = 0  # a picked miner uploads at most so much for a full audit; too little for it: no audits
 
     @property
     def pages_per_window(self) -> int:

@@ -165,6 +165,7 @@ def _ranges(run: RunConfig) -> Iterator[str]:
         ("data.page", run.data.page, 1),
         ("data.slots", run.data.slots, 1),
         ("max_contributors", run.max_contributors, 1),
+        ("audit_bytes_max", run.audit_bytes_max, 0),
     ):
         if value < least:
             yield f"{path} is {value}: set it to {least} or more"

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from incentive_story import HONEST, evidence, identity
 
+from templar_jax.errors import DataError
+from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive import receipt
 from templar_jax.incentive.config import IncentiveConfig
-from templar_jax.incentive.evidence import PeerEvidence, WindowEvidence
+from templar_jax.incentive.evidence import Audit, PeerEvidence, WindowEvidence
 from templar_jax.incentive.rules import rules
 
 CONFIG = IncentiveConfig()
@@ -61,3 +63,46 @@ def test_what_was_not_checked_changes_nothing():
     assert receipt.findings(CONFIG, None) == ()
     for off in (-1.0, 1e6, -0.0041):
         assert receipt.findings(CONFIG, seen(step0=off)) == ("step0",)
+
+
+GOOD = Audit("done", cosine=0.99, overlap=0.95, state=0.99, continuous=True)
+BAD = [
+    dataclasses.replace(GOOD, outcome="absent"),
+    dataclasses.replace(GOOD, outcome="wrong"),
+    dataclasses.replace(GOOD, cosine=0.9),
+    dataclasses.replace(GOOD, overlap=0.7),
+    dataclasses.replace(GOOD, state=0.9),
+    dataclasses.replace(GOOD, continuous=False),
+]
+
+
+@pytest.mark.parametrize("audit", BAD)
+def test_whatever_fails_an_audit_costs_the_same_and_the_next_one_lifts_it(audit):
+    one = seen(audit=audit)
+    assert receipt.findings(CONFIG, one) == ("audit",)
+    factor = receipt.audited(CONFIG, 1.0, one)
+    assert factor == CONFIG.audit_factor > 0.0
+    later = factor
+    for _ in range(20):
+        later = receipt.audited(CONFIG, later, seen())
+    assert 0.45 < later < 0.55  # half is back after twenty windows without another
+    assert receipt.audited(CONFIG, factor, seen(audit=GOOD)) == 1.0
+    assert receipt.audited(CONFIG, 1.0, seen(audit=dataclasses.replace(GOOD, continuous=None))) == 1.0
+
+
+def test_audits_are_part_of_the_evidence():
+    found = told(3, 0.0)
+    with_audit = dataclasses.replace(found, peers=(dataclasses.replace(found.peers[0], audit=GOOD), *found.peers[1:]))
+    assert evidences.decode(evidences.encode(with_audit)) == evidences.ordered(with_audit)
+    strange = dataclasses.replace(found.peers[0], audit=dataclasses.replace(GOOD, outcome="fine"))
+    with pytest.raises(DataError):
+        evidences.encode(dataclasses.replace(found, peers=(strange, *found.peers[1:])))
+    state, _ = RULES.step(RULES.init(), with_audit)
+    failed, _ = RULES.step(
+        RULES.init(),
+        dataclasses.replace(found, peers=(dataclasses.replace(found.peers[0], audit=BAD[0]), *found.peers[1:])),
+    )
+    who = found.peers[0].peer
+    ours, theirs = (RULES.weights(one) for one in (failed, state))
+    rest = next(peer.peer for peer in found.peers[1:] if theirs[peer.peer] > 0.0)
+    assert ours[who] / ours[rest] == pytest.approx(CONFIG.audit_factor * theirs[who] / theirs[rest])

@@ -3,7 +3,7 @@
     value of a window = gain (capped, relative to the honest scale) * freshness * norm
                         (0 where a known peer sent nothing)
     merit             = shrunken mean of values * effort
-    pay               = merit ** power * (1 / cluster size, averaged) * penalty * receipt
+    pay               = merit ** power * (1 / cluster size, averaged) * penalty * receipt * audit
                         * (finding_scale while a finding stands)
 
 The parts are in gain, effort, similarity, norm, rating, penalty and receipt; this file only puts them together.
@@ -36,6 +36,7 @@ class Standing:
     alone_count: float = 0.0
     penalty: float = 1.0
     receipt: float = 1.0
+    audit: float = 1.0
     evaluated: int = -1  # last window with an evaluation; -1: never, and nothing is paid
 
 
@@ -69,9 +70,10 @@ def step(config: IncentiveConfig, state: State, evidence: WindowEvidence) -> tup
         peer = seen.get(standing.peer)
         if peer is None or not peer.accepted:
             return _without(config, standing, peer.violations if peer else (), count_absent)
+        step0, audit = receipt.after(config, standing.receipt, peer), receipt.audited(config, standing.audit, peer)
+        checked = replace(standing, receipt=step0, audit=audit)
         if peer.losses is None:
-            return replace(standing, penalty=penalty.recover(config, standing.penalty))
-        checked = replace(standing, receipt=receipt.after(config, standing.receipt, peer))
+            return replace(checked, penalty=penalty.recover(config, standing.penalty))
         return _evaluated(config, checked, evidence.window, values, found[peer.peer], honest, likeness[peer.peer])
 
     new = tuple(after(standings[peer]) for peer in sorted(standings))
@@ -157,6 +159,7 @@ def pay(config: IncentiveConfig, standing: Standing) -> float:
         * share_alone(standing)
         * standing.penalty
         * standing.receipt
+        * standing.audit
         * scale
     )
 
@@ -164,7 +167,7 @@ def pay(config: IncentiveConfig, standing: Standing) -> float:
 def selection_bound(config: IncentiveConfig, standing: Standing) -> float:
     """What a peer is worth at least, for choosing who contributes."""
     bound = max(0.0, rating.lower_bound(config, standing.rating)) * effort.share(config, standing.effort)
-    return bound * share_alone(standing) * standing.penalty * standing.receipt
+    return bound * share_alone(standing) * standing.penalty * standing.receipt * standing.audit
 
 
 def score(
@@ -183,6 +186,7 @@ def score(
         ("share", share_alone(standing)),
         ("penalty", standing.penalty),
         ("receipt", standing.receipt),
+        ("audit", standing.audit),
         ("fresh", likeness.fresh),
         ("norm", normal),
     ]

@@ -33,6 +33,17 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What came of a full audit."""
+
+    outcome: str  # "done", "absent" (nothing was served in time), "wrong" (not what the header's roots pin)
+    cosine: float = 0.0  # of what was sent with what the same steps gave here, at the elements that were sent
+    overlap: float = 0.0  # share of those that would have been sent here too
+    state: float = 0.0  # cosine of the private state that the window ended with
+    continuous: bool | None = None  # it began with what the last header ended with; None: that one was not seen
+
+
+@dataclass(frozen=True)
 class PeerEvidence:
     """One peer that gave anything to judge in the window: a contribution, or a broken rule."""
 
@@ -45,6 +56,7 @@ class PeerEvidence:
     norm: float = 0.0  # of the decoded contribution, before clipping
     stale_cosine: float | None = None  # largest with a re-encoded aggregate of the last windows
     step0: float | None = None  # claimed loss of inner step 0 over the recomputed one, less 1; None: not recomputed
+    audit: Audit | None = None  # None: not picked, or no time
     steps_behind: float = 0.0  # median of outer steps; v213 only
     losses: Losses | None = None  # None: the validator had no time for it
 
@@ -98,6 +110,8 @@ def _check(evidence: WindowEvidence) -> None:
     for peer in evidence.peers:
         if (peer.accepted and peer.violations) or (peer.losses and not peer.accepted):
             raise DataError(f"evidence of window {evidence.window}: uid {peer.uid} is both accepted and refused")
+        if peer.audit and (not peer.accepted or peer.audit.outcome not in ("done", "absent", "wrong")):
+            raise DataError(f"evidence of window {evidence.window}: no such audit of uid {peer.uid}")
         if (seen := peer.losses) is not None:
             fit = len(seen.assigned_before) == len(seen.assigned_after) > 1
             if (

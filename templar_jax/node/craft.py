@@ -15,7 +15,7 @@ from templar_jax.compress.packed import Packed
 from templar_jax.data.assign import assigned
 from templar_jax.data.loader import Loader, restore_loader
 from templar_jax.errors import ChainError
-from templar_jax.node import challenge
+from templar_jax.node import audit, challenge
 from templar_jax.node.engine import Params
 from templar_jax.node.history import window_claims
 from templar_jax.node.patience import Stopped, insist
@@ -131,7 +131,8 @@ async def claim_of(node: Node, window: int, steps: int) -> Claim:
     metagraph = await node.world.chain.metagraph(node.timetable(window).seed_block)
     neuron = metagraph.by_hotkey(node.world.hotkey)
     assert neuron is not None  # the node has a slot
-    return Claim(node.run.run_id, window, neuron.uid, steps, node.local.first_loss)
+    roots = node.local.roots if all(node.local.roots) else ()  # without audits: none
+    return Claim(node.run.run_id, window, neuron.uid, steps, node.local.first_loss, *roots)
 
 
 async def seal_as(node: Node, claim: Claim, plaintext: bytes) -> SavedSeal:
@@ -190,6 +191,7 @@ async def reveal(node: Node, window: int, saved: SavedSeal, until: float) -> Non
 async def answer(node: Node, window: int, params: Params) -> None:
     """What a miner owes once the keys are out. Block K(w)+F is final; params: theta_w. Raises Stopped."""
     await challenge.answer(node, window, params)
+    await audit.answer(node, window)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def warm(
     say("parameters")
     start = engine.theta_0()
     params = engine.inner.begin(start)
-    if not score_sequences:
+    if not score_sequences or run.audit_bytes_max:
         say("inner step")
         opt = engine.inner.init()
         batch = np.zeros((run.inner.batch, run.data.sequence), np.int32)

@@ -15,7 +15,7 @@ import numpy as np
 from templar_jax.chain.wait import until_final
 from templar_jax.data.assign import assigned
 from templar_jax.errors import ChainError, StoreError
-from templar_jax.node import resume
+from templar_jax.node import audit, resume
 from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import heldout_nats
 from templar_jax.node.gather import cache_key, fetch_ciphertexts
@@ -103,6 +103,7 @@ async def _contribute(node: Node, window: int, craft: Craft) -> SavedSeal | None
         if slot is None:
             world.emit(Warned(f"window {window}: not registered at block {timetable.seed_block}, looking on"))
             return None
+        await audit.enter(node, window)
         with world.phase("train", window):
             trained = await craft.train(node, window, slot, seed)
         if trained.steps == 0:
@@ -111,12 +112,15 @@ async def _contribute(node: Node, window: int, craft: Craft) -> SavedSeal | None
         started = world.clock.time()
         with world.phase("compress", window):
             plaintext = await craft.compress(node, window, trained)
+            await audit.leave(node, window)
         with world.phase("seal", window):
             saved = await craft.seal(node, window, trained, plaintext)
     else:
         started = world.clock.time()
     if await craft.submit(node, window, saved):  # a failure shows nothing about the next window
         node.finish_seconds = max(world.clock.time() - started, 0.5 * node.finish_seconds)
+    else:
+        audit.withdraw(node, window)
     return saved
 
 

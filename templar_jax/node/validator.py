@@ -18,11 +18,11 @@ from templar_jax.errors import ChainError, ConfigError, DataError, RefusedError,
 from templar_jax.incentive import canonical, default, replay, select
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.config import IncentiveConfig
-from templar_jax.incentive.evidence import Identity, WindowEvidence
+from templar_jax.incentive.evidence import Audit, Identity, WindowEvidence
 from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
-from templar_jax.node import challenge, resume, scoring, scrutiny
+from templar_jax.node import audit_check, challenge, resume, scoring, scrutiny
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import cache_key
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -190,7 +190,10 @@ async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until
     params, expected = await scrutiny.forecast(node, seen, scene, order)
     memory.watch.forecasts += [expected] if expected is not None else []
     seen = replace(seen, params=params)
+    case = await audit_check.begin(node, seen, scene, memory.earlier.afters)
     found = await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
+    if case is not None:
+        found = _with_audit(found, case.peer.who, await audit_check.finish(node, seen, scene, case, until))
     earlier = memory.earlier
     earlier.contributions[window] = scoring.contributions(scene)
     if again is not None:
@@ -203,6 +206,10 @@ async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until
     world.emit(_scored(found, scene.uids, scores, outcome, refused, world.clock.time() - started))
     put = partial(world.bucket.put, evidence_key(window), record.evidence + record.outcome)
     await insist(world, put, until, f"window {window}: publishing the evidence")
+
+
+def _with_audit(found: WindowEvidence, who: Identity, audit: Audit | None) -> WindowEvidence:
+    return replace(found, peers=tuple(replace(p, audit=audit) if p.peer == who else p for p in found.peers))
 
 
 def _order(memory: Memory, scene: Scene) -> list[Identity]:

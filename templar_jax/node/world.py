@@ -18,6 +18,7 @@ from templar_jax.data.pages import Pages
 from templar_jax.errors import RefusedError
 from templar_jax.node.engine import Engine, Params
 from templar_jax.node.seals import Seals
+from templar_jax.node.snapshots import MemorySnapshots, Snapshots
 from templar_jax.node.timetable import Timetable
 from templar_jax.store.bucket import Bucket, Reader
 from templar_jax.store.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ class Costs:
     likeness: float = 0.1
     checkpoint: float = 0.1
     root: float = 0.02
+    snapshot: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class World:
     emit: Callable[[Event], None]
     stop: asyncio.Event
     costs: Costs = Costs()
+    snapshots: Snapshots = field(default_factory=MemorySnapshots)  # of the own private state, where a run audits
     threads: int = 1  # that make batches and fetch pages beside the loop; 0 in a simulation
     entropy: Callable[[int], bytes] = os.urandom  # n -> n bytes; seeded in a simulation
 
@@ -91,6 +94,7 @@ class Local:
     opt: Any
     feedback: Params
     own_steps: int = 0  # inner steps this miner has taken
+    roots: tuple[bytes, bytes] = (b"", b"")  # of the private state before and after the newest window: audit.py
     first_loss: float = math.nan  # of inner step 0 of the newest window, at theta_w: nats per token
     contributed: int = -1  # newest window whose contribution left `feedback` as it is
     partial: "Partial | None" = None  # a window interrupted by a clean stop

@@ -21,6 +21,7 @@ from templar_jax.node.engine import Engine
 from templar_jax.node.lifecycle import miner, run_node
 from templar_jax.node.records import MemoryRecords, read_all
 from templar_jax.node.seals import MemorySeals
+from templar_jax.node.snapshots import MemorySnapshots
 from templar_jax.node.validator import validator
 from templar_jax.node.world import Costs, Node, World
 from templar_jax.simulate import faults as kinds
@@ -77,6 +78,7 @@ class Disk:
 
     checkpoints: MemoryCheckpoints = field(default_factory=MemoryCheckpoints)
     seals: MemorySeals = field(default_factory=MemorySeals)
+    snapshots: MemorySnapshots = field(default_factory=MemorySnapshots)
     records: MemoryRecords = field(default_factory=MemoryRecords)
 
 
@@ -127,6 +129,7 @@ class Network:
             open_reader=lambda locator: self.store.reader(locator, name),
             checkpoints=disk.checkpoints,
             seals=disk.seals,
+            snapshots=disk.snapshots,
             emit=lambda event: self.heard(Entry(clock.time(), name, event)),
             stop=stop,
             costs=self.costs,

@@ -3,6 +3,7 @@
 w/WINDOW/sealed                     own sealed object (index; its parts beside it)
 w/WINDOW/key                        its key, 32 bytes, from the deadline on
 w/WINDOW/root                       answer to the state challenge, 32 bytes (see node/challenge.py)
+w/WINDOW/audit                      what a full audit asks for (index; its parts beside it; see node/audit.py)
 w/WINDOW/mirror/UID                 a leader's copy of another uid's sealed object
 w/WINDOW/led                        the manifest that this node commits as a leader, written before the commitment
 manifest/WINDOW-HASH                a manifest, the leader's own or passed on
@@ -27,6 +28,10 @@ def published_key(window: int) -> str:
 
 def root_key(window: int) -> str:
     return f"w/{window:010d}/root"
+
+
+def audit_key(window: int) -> str:
+    return f"w/{window:010d}/audit"
 
 
 def mirror_key(window: int, uid: int) -> str:

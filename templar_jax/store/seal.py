@@ -1,7 +1,7 @@
 """Sealed objects: a contribution that nobody can read before its key is published, and nobody can change after.
 
-    header      143 bytes, clear: schema, run, window, uid, hotkey, inner steps, loss of the first, length and sha256
-                of the plaintext, sha256 of the key
+    header      207 bytes, clear: schema, run, window, uid, hotkey, inner steps, loss of the first, roots of the
+                private state before and after, length and sha256 of the plaintext, sha256 of the key
     signature   64 bytes, sr25519 by the hotkey over the header
     ciphertext  AES-256-GCM in chunks of CHUNK bytes, each with its 16-byte tag; header as associated data
 
@@ -23,14 +23,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from templar_jax.chain import address
 from templar_jax.chain.keys import Keypair, verify
 from templar_jax.errors import RefusedError
+from templar_jax.store.merkle import EMPTY
 
 KEY_BYTES = 32
 CHUNK = 64 * 2**20  # plaintext bytes of one AEAD call (the library's limit is 2^31)
 TAG = 16
-SCHEMA = 2
+SCHEMA = 3
 
 _MAGIC = b"TMSL"
-_HEADER = struct.Struct("<4sB16sQH32sIfQ32s32s")
+_HEADER = struct.Struct("<4sB16sQH32sIf32s32sQ32s32s")
 _SIGNED = b"templar-jax seal\0"  # domain of the signature and of the key derivation
 SIGNATURE_AT = _HEADER.size
 HEADER_BYTES = _HEADER.size + 64  # with the signature: where the ciphertext begins
@@ -45,6 +46,8 @@ class Claim:
     uid: int
     inner_steps: int  # done, at most H
     first_loss: float  # of inner step 0, before it: f32, nats per token; not finite where training diverged
+    before: bytes = EMPTY  # Merkle root of the private state before the window; zeros where the run makes no audits
+    after: bytes = EMPTY  # and after it
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_header(sealed: bytes, min_bytes: int = 0, max_bytes: int = 2**63) -> He
     if len(sealed) < HEADER_BYTES:
         raise RefusedError("seal", f"{len(sealed)} bytes are no sealed object")
     body = bytes(sealed[:SIGNATURE_AT])
-    magic, schema, run, window, uid, hotkey, steps, loss, length, plain_hash, key_hash = _HEADER.unpack(body)
+    magic, schema, run, window, uid, hotkey, *said, length, plain_hash, key_hash = _HEADER.unpack(body)
     if magic != _MAGIC or schema != SCHEMA:
         raise RefusedError("seal", "unknown schema")
     if not min_bytes <= length <= max_bytes:
@@ -120,7 +123,7 @@ def read_header(sealed: bytes, min_bytes: int = 0, max_bytes: int = 2**63) -> He
     if len(sealed) != sealed_bytes(length):
         raise RefusedError("size", f"{len(sealed)} bytes, the header says {sealed_bytes(length)}")
     try:
-        claim = Claim(run.hex(), window, uid, steps, loss)
+        claim = Claim(run.hex(), window, uid, *said)  # steps, loss, before, after
         header = Header(claim, address.address(hotkey), length, plain_hash, key_hash)
     except ValueError as error:
         raise RefusedError("seal", "no hotkey") from error
@@ -168,7 +171,8 @@ def _encode(header: Header) -> bytes:
     claim = header.claim
     return _HEADER.pack(
         _MAGIC, SCHEMA, bytes.fromhex(claim.run_id), claim.window, claim.uid, address.public_key(header.hotkey),
-        claim.inner_steps, claim.first_loss, header.plaintext_bytes, header.plaintext_sha256, header.key_sha256,
+        claim.inner_steps, claim.first_loss, claim.before, claim.after,
+        header.plaintext_bytes, header.plaintext_sha256, header.key_sha256,
     )  # fmt: skip
 
 

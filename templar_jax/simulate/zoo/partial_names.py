@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from templar_jax.chain import state
 from templar_jax.node.craft import Trained
 from templar_jax.node.seals import MemorySeals, SavedSeal
+from templar_jax.node.snapshots import MemorySnapshots
 from templar_jax.node.world import Node
 from templar_jax.simulate.role import Role
 from templar_jax.simulate.zoo.entry import Adversary, alone
@@ -49,7 +50,8 @@ def renaming(base: Role, leaves: Leaves) -> Role:
         for number in itertools.count(2):
             successor = f"{name}.{number}"
             await _one_name(network, alias, stint, base, leaves, successor)
-            network.disks[successor] = dataclasses.replace(network.disks[alias], seals=MemorySeals())
+            old = network.disks[alias]  # keeps its checkpoints, and what it knows
+            network.disks[successor] = dataclasses.replace(old, seals=MemorySeals(), snapshots=MemorySnapshots())
             alias, stint = successor, Stint()
         return None
 

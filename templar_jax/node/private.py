@@ -1,0 +1,78 @@
+"""A miner's private state (optimizer moments, error feedback) as one string of bytes, for the full audit.
+
+Every array's bytes one after the other, little-endian, row-major: the optimizer's leaves in JAX's order, then the
+error feedback's in the table's. Shapes and dtypes follow from the run, so nothing else stands in it.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from templar_jax.config import RunConfig
+from templar_jax.node.engine import Engine, Params
+from templar_jax.sharding import table
+from templar_jax.train.optimizer import make_optimizer
+
+Leaves = list[np.ndarray]
+
+
+@lru_cache(maxsize=8)
+def state_bytes(run: RunConfig) -> int:
+    """Length of the private state of a miner of `run`."""
+    shapes = {param.name: jax.ShapeDtypeStruct(param.shape, "float32") for param in table(run)}
+    leaves = [*jax.tree.leaves(jax.eval_shape(make_optimizer(run).init, shapes)), *shapes.values()]
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def leaves(run: RunConfig, opt: Any, feedback: Params) -> Leaves:
+    """Every array, on the host, in the order of the bytes."""
+    return [np.asarray(x) for x in (*jax.tree.leaves(opt), *(feedback[param.name] for param in table(run)))]
+
+
+def to_bytes(run: RunConfig, opt: Any, feedback: Params) -> bytes:
+    """`state_bytes(run)` bytes."""
+    return b"".join(
+        leaf.astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes() for leaf in leaves(run, opt, feedback)
+    )
+
+
+def from_bytes(engine: Engine, state: bytes) -> tuple[Any, Params]:
+    """(optimizer state, error feedback) on the engine's devices; `state` has `state_bytes(run)` bytes."""
+    run = engine.run
+    opt, feedback = engine.inner.init(engine.theta_0()), engine.compressor.init()
+    like, structure = jax.tree.flatten(opt)
+    arrays, start = [], 0
+    for leaf in (*like, *(feedback[param.name] for param in table(run))):
+        size = leaf.size * leaf.dtype.itemsize
+        host = np.frombuffer(state, leaf.dtype, leaf.size, start).reshape(leaf.shape)
+        arrays.append(jax.device_put(host, leaf.sharding))
+        start += size
+    assert start == len(state)
+    names = [param.name for param in table(run)]
+    return jax.tree.unflatten(structure, arrays[: len(like)]), dict(zip(names, arrays[len(like) :], strict=True))
+
+
+def likeness(run: RunConfig, ours: Leaves, theirs: Leaves) -> float:
+    """The smaller of two cosines: of the optimizer's floats (each array scaled to its own norm), of the feedback."""
+    count = len(ours) - len(table(run))
+    kinds = (ours[:count], theirs[:count]), (ours[count:], theirs[count:])
+    return min(_cosine(a, b) for a, b in kinds)
+
+
+def _cosine(ours: Leaves, theirs: Leaves) -> float:
+    """Mean cosine of the arrays, weighted by size; 1 where both are zeros, 0 where one is, or is not finite."""
+    total, weight = 0.0, 0
+    for a, b in zip(ours, theirs, strict=True):
+        if not np.issubdtype(a.dtype, np.floating) or not a.size:
+            continue
+        x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        norms = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
+        if norms > 0.0 and math.isfinite(norms):
+            total += a.size * float(x @ y) / norms
+        elif not x.any() and not y.any():
+            total += a.size
+        weight += a.size
+    return max(-1.0, min(1.0, total / weight)) if weight else 1.0
