@@ -126,10 +126,14 @@ class RunConfig:
 
     @functools.cached_property
     def run_id(self) -> str:
-        """First 32 hex digits of the sha256 of the canonical JSON of this configuration, an empty `start` left out."""
+        """First 32 hex digits of the sha256 of the canonical JSON of this configuration.
+
+        Without an empty `start` and an `audit_bytes_max` of 0: such a run is what it was before there were any.
+        """
         values = dataclasses.asdict(self)
-        if not self.start:
-            del values["start"]
+        for name in ("start", "audit_bytes_max"):
+            if not values[name]:
+                del values[name]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

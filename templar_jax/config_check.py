@@ -232,6 +232,8 @@ def _model(run: RunConfig) -> Iterator[str]:
 
 def _compress(run: RunConfig) -> Iterator[str]:
     c = run.compress
+    if c.dct and run.audit_bytes_max:
+        yield "no audits of what is sent as cosines: set audit_bytes_max = 0, or compress.dct = false"
     if GRAIN % c.tile:
         yield f"compress.tile {c.tile} does not divide {GRAIN}: use 64, 32, 16 or 8"
     elif c.tile**2 > INDEX_VALUES:

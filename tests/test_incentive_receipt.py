@@ -65,11 +65,11 @@ def test_what_was_not_checked_changes_nothing():
         assert receipt.findings(CONFIG, seen(step0=off)) == ("step0",)
 
 
-GOOD = Audit("done", cosine=0.99, overlap=0.95, state=0.99, continuous=True)
+GOOD = Audit("done", sent=0.99, overlap=0.95, state=0.99, continuous=True)
 BAD = [
     dataclasses.replace(GOOD, outcome="absent"),
     dataclasses.replace(GOOD, outcome="wrong"),
-    dataclasses.replace(GOOD, cosine=0.9),
+    dataclasses.replace(GOOD, sent=0.9),
     dataclasses.replace(GOOD, overlap=0.7),
     dataclasses.replace(GOOD, state=0.9),
     dataclasses.replace(GOOD, continuous=False),

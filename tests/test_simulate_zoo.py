@@ -36,7 +36,6 @@ VALID = {  # accepted in every window in which it contributes; the number of its
     "other-data": 6,
     "eval-peeker": 6,
     "fake-challenge": 6,
-    "audit-dodger": 6,
 }
 REFUSED = {  # the reasons that a leader may give
     "garbage": {"indices", "padding"},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 def _factors() -> tuple[tuple[str, float], ...]:
-    return (("late", 0.75), ("fetch", 0.75), ("key", 0.5), ("equivocation", 0.0))
+    return (("late", 0.75), ("equivocation", 0.0))
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class IncentiveConfig:
     step0_tolerance: float = 0.004  # relative; bf16 against f32 came to 0.0011 at most (docs/decisions.md)
     step0_factor: float = 0.5  # on pay, for each window with another loss than that
     receipt_floor: float = 0.05
-    audit_cosine: float = 0.97  # least, of contribution and state; bf16 against f32 came to .995: docs/decisions.md
-    audit_overlap: float = 0.8  # least; to .92
+    audit_likeness: float = 0.97  # least, of contribution and state: docs/decisions.md
+    audit_overlap: float = 0.8  # least
     audit_factor: float = 0.1  # on pay after a failed audit; passing the next one lifts it, and else:
     audit_memory: float = 0.97  # what is left of the reduction a window later
     # selection

@@ -37,10 +37,10 @@ class Audit:
     """What came of a full audit."""
 
     outcome: str  # "done", "absent" (nothing was served in time), "wrong" (not what the header's roots pin)
-    cosine: float = 0.0  # of what was sent with what the same steps gave here, at the elements that were sent
-    overlap: float = 0.0  # share of those that would have been sent here too
-    state: float = 0.0  # cosine of the private state that the window ended with
-    continuous: bool | None = None  # it began with what the last header ended with; None: that one was not seen
+    sent: float = 0.0  # likeness of what was sent with what the same steps gave here: see node/rerun
+    overlap: float = 0.0  # share of the sent elements that would have been sent here too
+    state: float = 0.0  # likeness of the private state that the window ended with
+    continuous: bool | None = None  # it began with what the last header ended with; None: not known, or it began anew
 
 
 @dataclass(frozen=True)

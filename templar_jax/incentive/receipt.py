@@ -22,7 +22,7 @@ def findings(config: IncentiveConfig, seen: PeerEvidence | None) -> tuple[str, .
 
 
 def _passed(config: IncentiveConfig, audit: Audit) -> bool:
-    alike = min(audit.cosine, audit.state) >= config.audit_cosine and audit.overlap >= config.audit_overlap
+    alike = min(audit.sent, audit.state) >= config.audit_likeness and audit.overlap >= config.audit_overlap
     return audit.outcome == "done" and alike and audit.continuous is not False
 
 

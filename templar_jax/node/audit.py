@@ -5,8 +5,7 @@ training, and after its compression, which is what the next window begins with. 
 knows while there is still something to commit to, picks one of those who sealed something; that miner puts both states,
 the first one first, at w/WINDOW/audit in its bucket by block `answers_due`. See audit_check.py for the other side.
 
-Only where 2 * state_bytes(run) <= run.audit_bytes_max, and without compress.dct; else the roots are zeros and nobody
-is picked.
+Only where 2 * state_bytes(run) <= run.audit_bytes_max; else the roots are zeros and nobody is picked.
 """
 
 import hashlib
@@ -21,14 +20,14 @@ from templar_jax.node.private import from_bytes, state_bytes, to_bytes
 from templar_jax.node.world import Node
 from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
-from templar_jax.store.merkle import merkle_root
+from templar_jax.store.merkle import EMPTY, merkle_root
 
 _DOMAIN = b"templar_jax/audit/1"
 
 
 def allowed(run: RunConfig) -> bool:
     """Whether this run makes full audits."""
-    return run.audit_bytes_max > 0 and not run.compress.dct and 2 * state_bytes(run) <= run.audit_bytes_max
+    return run.audit_bytes_max > 0 and 2 * state_bytes(run) <= run.audit_bytes_max
 
 
 def picked(claims: Sequence[Claim], block_hash: bytes) -> Claim | None:
@@ -42,45 +41,59 @@ def picked(claims: Sequence[Claim], block_hash: bytes) -> Claim | None:
 async def enter(node: Node, window: int) -> None:
     """Pins the state that the window's training begins with. Before it. Raises StoreError.
 
-    After a restart that is the state after the last window, from the disk, whatever the checkpoint holds: the next
-    header must go on where the last one ended.
+    That is the state at the end of the last window whose contribution counts. Memory holds it where that went well;
+    after a restart, a failure in the middle or a commitment that came too late it is read from the disk, whatever the
+    checkpoint holds: the next header must go on where the last one ended.
     """
     if not allowed(node.run):
         return
-    kept, local = node.world.snapshots, node.local
-    before = [known for known in kept.windows() if known < window]
-    if not before:
-        state = await _state(node)
-        kept.save(window - 1, state)
-        local.roots = (merkle_root(state), merkle_root(state))
-    elif not any(local.roots):  # this process did not write it
-        state = kept.load(before[-1])
-        local.roots = (merkle_root(state), merkle_root(state))
-        if local.partial is None or local.partial.cursor["window"] != window:
-            local.opt, local.feedback = from_bytes(node.engine, state)
+    local, snapshots = node.local, node.world.snapshots
+    last = await _last(node, window)
+    if last is None:  # the first window, or a new disk
+        last, state = window - 1, await _state(node)
+        await _run(node, lambda: snapshots.save(window - 1, state))
+        begins = await _run(node, lambda: merkle_root(state))
+    elif last == local.ended:
+        begins = local.roots[1]
     else:
-        local.roots = (local.roots[1], local.roots[1])
+        state = await _run(node, lambda: snapshots.load(last))
+        begins = await _run(node, lambda: merkle_root(state))
+        if local.partial is None or local.partial.cursor["window"] != window:  # else it has moved on from there
+            local.opt, local.feedback = from_bytes(node.engine, state)
+    local.roots, local.ended = (begins, EMPTY), -1
+
+
+async def _last(node: Node, window: int) -> int | None:
+    """The newest window before `window` whose end was kept and counts; forgets newer ones, which reached nobody.
+
+    The oldest that is kept counts in any case: it is from before this miner's first contribution.
+    """
+    snapshots = node.world.snapshots
+    known = [one for one in snapshots.windows() if one < window]
+    while len(known) > 1:
+        claims = await window_claims(node.world, node.run, known[-1])
+        if any(claim.hotkey == node.world.hotkey for claim in claims):
+            break
+        snapshots.drop(known.pop())
+    return known[-1] if known else None
 
 
 async def leave(node: Node, window: int) -> None:
     """Pins the state after the window's compression, durably. Before the seal, which names it. Raises StoreError."""
     if not allowed(node.run):
         return
-    state = await _state(node)
-    node.world.snapshots.save(window, state)
-    node.local.roots = (node.local.roots[0], merkle_root(state))
-
-
-def withdraw(node: Node, window: int) -> None:
-    """The window's contribution reached nobody: the next window begins where this one did."""
-    if allowed(node.run):
-        node.world.snapshots.drop(window)
-        node.local.roots = (b"", b"")
+    local, snapshots, state = node.local, node.world.snapshots, await _state(node)
+    await _run(node, lambda: snapshots.save(window, state))
+    local.roots = local.roots[0], await _run(node, lambda: merkle_root(state))
+    local.ended = window
 
 
 async def _state(node: Node) -> bytes:
-    work = partial(to_bytes, node.run, node.local.opt, node.local.feedback)
-    return await node.world.clock.spend("audit", node.world.costs.snapshot, work)
+    return await _run(node, partial(to_bytes, node.run, node.local.opt, node.local.feedback))
+
+
+async def _run(node: Node, work):
+    return await node.world.clock.spend("audit", node.world.costs.snapshot / 3, work)
 
 
 async def answer(node: Node, window: int) -> None:
@@ -89,11 +102,13 @@ async def answer(node: Node, window: int) -> None:
     if not allowed(node.run):
         return
     claims = await window_claims(world, node.run, window)
-    claim = picked(claims, await world.chain.block_hash(timetable.evaluation_block))
-    if claim is None or claim.hotkey != world.hotkey:
+    if not any(claim.hotkey == world.hotkey for claim in claims):
         return
-    before = [known for known in world.snapshots.windows() if known < window]
-    states = world.snapshots.load(before[-1]) + world.snapshots.load(window)
+    claim = picked(claims, await world.chain.block_hash(timetable.evaluation_block))
     until = await world.chain.eta(timetable.answers_due)
+    if claim is None or claim.hotkey != world.hotkey or world.clock.time() >= until:
+        return
+    last = max(known for known in world.snapshots.windows() if known < window)
+    states = await _run(node, lambda: world.snapshots.load(last) + world.snapshots.load(window))
     upload = partial(parts.upload, world.bucket, audit_key(window), states)
     await insist(world, upload, until, f"window {window}: uploading what the audit asks for", small=False)

@@ -1,32 +1,24 @@
 """The full audit, as a validator sees it: fetch the picked miner's states, check their roots, run its steps again.
 
 With the miner's moments and error feedback its contribution is a pure function of theta_w and the assigned batches,
-up to rounding: the same optimizer steps, then the same compression. What is compared is the contribution (cosine, and
-kept elements in common) and the private state that comes out (cosine), which tells most. It costs what the miner's
-window cost: where that does not fit before the next deadline, nothing is recorded.
+up to rounding: the same optimizer steps, then the same compression (rerun.py says how like they are). It costs what the
+miner's window cost: where that does not fit before the next deadline, nothing is recorded.
 """
 
 import asyncio
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from templar_jax.compress import aggregate
 from templar_jax.compress.aggregate import Contribution
-from templar_jax.compress.packed import Packed
-from templar_jax.compress.quantize import CODES
-from templar_jax.compress.tiles import Tiling, fold, place, tilings
-from templar_jax.config import RunConfig
 from templar_jax.data.assign import assigned
 from templar_jax.data.loader import make_loader
 from templar_jax.errors import RefusedError
 from templar_jax.incentive.evidence import Audit, Identity
-from templar_jax.node import private
+from templar_jax.node import private, rerun
 from templar_jax.node.audit import allowed, picked
-from templar_jax.node.engine import Params, copy
+from templar_jax.node.engine import Params
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import one_peer, persist, reader_of
 from templar_jax.node.scoring import Peer, Scene, Seen
@@ -34,44 +26,50 @@ from templar_jax.node.world import Node
 from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
 from templar_jax.store.merkle import merkle_root
+from templar_jax.train.offload import copy
+
+
+@dataclass
+class Ends:
+    """By identity, the root that its newest header ended with, as far as this node saw all headers since."""
+
+    window: int = -1  # the newest that was looked at
+    roots: dict[Identity, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An audit under way."""
+    """An audit under way. `states` is to be cancelled by who gives the case up."""
 
     peer: Peer
     start: Params  # theta_w, the audit's own copy
     states: "asyncio.Task[bytes | RefusedError]"  # both, as uploaded
-    continuous: bool | None
+    last_end: bytes | None  # root that its last header ended with
 
 
-async def begin(node: Node, seen: Seen, scene: Scene, afters: dict[Identity, bytes]) -> Case | None:
+async def begin(node: Node, seen: Seen, scene: Scene, ends: Ends) -> Case | None:
     """Starts to fetch what the picked miner owes; None where nobody is audited. Block K(w)+F is final.
 
-    afters: by identity, the root that its newest header ended with, where that was in its newest window; brought up
-      to date here.
+    ends: brought up to date here.
     """
     if not allowed(node.run):
         return None
     window, accepted = seen.state.window, {peer.uid: peer for peer in scene.accepted.values()}
-    before = dict(afters)
-    _remember(afters, seen.claims, scene)
+    before = dict(ends.roots) if ends.window == window - 1 else {}
+    _remember(ends, before, seen.claims, scene, window)
     claim = picked(seen.claims, await node.world.chain.block_hash(node.timetable(window).evaluation_block))
     if claim is None or claim.uid not in accepted:
         return None
     peer = accepted[claim.uid]
-    assert peer.opened is not None
-    known, began = before.get(peer.who), peer.opened.header.claim.before
-    fetching = asyncio.ensure_future(_fetch(node, claim, window))
-    return Case(peer, copy(seen.params), fetching, known == began if known is not None else None)
+    start = copy(seen.params, offloaded=False)
+    return Case(peer, start, asyncio.ensure_future(_fetch(node, claim, window)), before.get(peer.who))
 
 
-def _remember(afters: dict[Identity, bytes], claims: Iterable[Claim], scene: Scene) -> None:
-    sealed = {claim.hotkey for claim in claims}
-    for who in [who for who in afters if who.hotkey in sealed]:
-        del afters[who]  # unknown, unless it could be opened
-    afters.update({who: peer.opened.header.claim.after for who, peer in scene.accepted.items() if peer.opened})
+def _remember(ends: Ends, before: dict[Identity, bytes], claims: Iterable[Claim], scene: Scene, window: int) -> None:
+    sealed = {claim.hotkey for claim in claims}  # unknown, unless it could be opened
+    ends.roots = {who: root for who, root in before.items() if who.hotkey not in sealed}
+    ends.roots |= {who: peer.opened.header.claim.after for who, peer in scene.accepted.items() if peer.opened}
+    ends.window = window
 
 
 async def _fetch(node: Node, claim: Claim, window: int) -> bytes | RefusedError:
@@ -86,83 +84,68 @@ async def _fetch(node: Node, claim: Claim, window: int) -> bytes | RefusedError:
 
 async def finish(node: Node, seen: Seen, scene: Scene, case: Case, until: float) -> Audit | None:
     """What came of it; None where the time until clock time `until` does not suffice."""
-    states = await case.states
+    states, opened = await case.states, case.peer.opened
+    assert opened is not None
     if isinstance(states, RefusedError):
-        return Audit("absent", continuous=case.continuous)
-    assert case.peer.opened is not None
-    half, claim = len(states) // 2, case.peer.opened.header.claim
-    if (merkle_root(states[:half]), merkle_root(states[half:])) != (claim.before, claim.after):
-        return Audit("wrong", continuous=case.continuous)
-    done = await _again(node, seen, scene, case, states[:half], until)
+        return Audit("absent")
+    half, claim = len(states) // 2, opened.header.claim
+    before, after = memoryview(states)[:half], memoryview(states)[half:]
+    if await _host(node, lambda: (merkle_root(before), merkle_root(after))) != (claim.before, claim.after):
+        return Audit("wrong")
+    continuous = await _host(node, lambda: _continues(node, case.last_end, claim.before))
+    done = await _again(node, seen, scene, case, before, until)
     if done is None:
         return None
-    sent, opt, feedback = done
-    overlap, cosine = _compare(node.run, case.peer.opened.packed, sent, feedback)
-    ended = private.from_bytes(node.engine, states[half:])
-    state = private.likeness(node.run, private.leaves(node.run, opt, feedback), private.leaves(node.run, *ended))
-    return Audit("done", cosine, overlap, state, case.continuous)
+    sent, *ends = done
+    ended = private.from_bytes(node.engine, after)
+
+    def compare() -> rerun.Likeness:
+        leaves = partial(private.leaves, node.run)
+        return rerun.compare(node.run, opened.packed, leaves(*ended), sent, leaves(*ends))
+
+    found = await _host(node, compare)
+    return Audit("done", found.sent, found.overlap, found.state, continuous)
 
 
-def _compare(run: RunConfig, theirs: Contribution, ours: Contribution, left: Params) -> tuple[float, float]:
-    """(kept elements in common over kept, cosine of their values with what was to be sent here, at their places).
-
-    What was to be sent is what was sent plus what was left. Compared there, an element that rounding moved across the
-    limit of the k-th magnitude costs nothing: of elements nearly alike others may be kept.
-    """
-    both = kept = 0
-    dot = square = other = 0.0
-    for name, tiling in tilings(run).items():
-        (their_places, their_values), (our_places, our_values) = (_laid(tiling, c[name]) for c in (theirs, ours))
-        sent, there = np.zeros(tiling.param.shape), np.zeros(tiling.param.shape, bool)
-        sent[our_places], there[our_places] = our_values, True
-        here = (sent + np.asarray(left[name], np.float64))[their_places]
-        both, kept = both + int(there[their_places].sum()), kept + here.size
-        dot, square = dot + float((their_values * here).sum()), square + float((their_values**2).sum())
-        other += float((here**2).sum())
-    norms = math.sqrt(square) * math.sqrt(other)
-    return both / kept, max(-1.0, min(1.0, dot / norms)) if 0.0 < norms < math.inf else 0.0
+def _continues(node: Node, last_end: bytes | None, began: bytes) -> bool | None:
+    """Whether a window began with what the last one ended with. None: not known, or anew, as after a lost disk."""
+    if last_end is None or last_end == began:
+        return None if last_end is None else True
+    return None if began == merkle_root(private.fresh(node.engine)) else False
 
 
-def _laid(tiling: Tiling, packed: Packed) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """(coordinates in the parameter, decoded values) of everything that was kept, flat."""
-    offsets = np.arange(tiling.k) if tiling.full else np.asarray(packed.indices).astype(np.int32)
-    grid = fold(tiling, np.ascontiguousarray(np.broadcast_to(offsets, tiling.packed_shape)))
-    places = place(tiling.sides, jnp.asarray(grid), tiling.param.stack)
-    entry = np.asarray(packed.codes).reshape(tiling.param.units, -1).astype(np.int64)
-    if np.asarray(packed.scales).dtype != np.float32:
-        entry += CODES * np.repeat(
-            np.asarray(packed.scales).reshape(tiling.param.units, -1).astype(np.int64), tiling.k, 1
-        )
-    values = np.take_along_axis(aggregate.values(tiling, packed), entry, 1).astype(np.float64)
-    flat = tuple(np.broadcast_to(np.asarray(axis), grid.shape).ravel() for axis in places)
-    return flat, values.ravel()
+async def _host(node: Node, work: Any) -> Any:
+    return await node.world.clock.spend("audit", node.world.costs.snapshot, work)
 
 
 async def _again(
-    node: Node, seen: Seen, scene: Scene, case: Case, before: bytes, until: float
-) -> tuple[Contribution, object, Params] | None:
+    node: Node, seen: Seen, scene: Scene, case: Case, before: memoryview, until: float
+) -> tuple[Contribution, Any, Params] | None:
     """The window's steps and compression once more: (contribution, optimizer state, error feedback)."""
-    run, world, engine = node.run, node.world, node.engine
-    assert case.peer.opened is not None
+    run, world, engine, opened = node.run, node.world, node.engine, case.peer.opened
+    assert opened is not None
     ids = assigned(scene.assignment, case.peer.slot, run.pages_per_window, node.pages.manifest.n_pages)
-    what = dict(run_id=run.run_id, window=seen.state.window, batch=run.inner.batch, seed=scene.assignment)
+    what: Any = dict(run_id=run.run_id, window=seen.state.window, batch=run.inner.batch, seed=scene.assignment)
     opt, feedback = private.from_bytes(engine, before)
-    params, seconds = copy(case.start), 0.0
-    loader = make_loader(node.pages, ids, steps=run.inner.steps, threads=0, **what)  # type: ignore[arg-type]
-    for step in range(case.peer.opened.header.claim.inner_steps):
-        started = world.clock.time()
-        if started + seconds > until:
-            loader.close()
-            return None
+    params, seconds, first = engine.inner.begin(case.start), 0.0, seen.state.outer_step * run.inner.steps
+    loader = make_loader(node.pages, ids, steps=run.inner.steps, threads=0, **what)
+    try:
+        for step in range(opened.header.claim.inner_steps):
+            started = world.clock.time()
+            if started + seconds > until:
+                return None
 
-        def work(params: Params = params, opt: object = opt, step: int = step):
-            return engine.inner.step(params, opt, next(loader), seen.state.outer_step * run.inner.steps + step)
+            def work(params: Params = params, opt: Any = opt, step: int = step) -> Any:
+                params, opt, metrics = engine.inner.step(params, opt, next(loader), first + step)
+                float(metrics.loss)  # returns when the step is done
+                return params, opt
 
-        params, opt, _ = await world.clock.spend("audit", world.costs.step, work)
-        seconds = max(seconds, world.clock.time() - started)
-    loader.close()
+            params, opt = await world.clock.spend("audit", world.costs.step, work)
+            seconds = max(seconds, world.clock.time() - started)
+    finally:
+        loader.close()
 
-    def compress():
+    def compress() -> tuple[Params, Contribution]:
         return engine.compressor.update(feedback, case.start, params)
 
     feedback, sent = await world.clock.spend("audit", world.costs.compress, compress)

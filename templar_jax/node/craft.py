@@ -131,8 +131,7 @@ async def claim_of(node: Node, window: int, steps: int) -> Claim:
     metagraph = await node.world.chain.metagraph(node.timetable(window).seed_block)
     neuron = metagraph.by_hotkey(node.world.hotkey)
     assert neuron is not None  # the node has a slot
-    roots = node.local.roots if all(node.local.roots) else ()  # without audits: none
-    return Claim(node.run.run_id, window, neuron.uid, steps, node.local.first_loss, *roots)
+    return Claim(node.run.run_id, window, neuron.uid, steps, node.local.first_loss, *node.local.roots)
 
 
 async def seal_as(node: Node, claim: Claim, plaintext: bytes) -> SavedSeal:

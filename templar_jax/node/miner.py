@@ -9,6 +9,7 @@ node goes on.
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -45,7 +46,8 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     except StoreError as error:  # a damaged seal, a full disk
         world.emit(Warned(f"window {window}: no contribution: {error}"))
         saved = None
-    node.answering = asyncio.ensure_future(_answer(node, window, craft, node.answering))
+    owed, params = node.answering or _owed_before(node, window), node.state.params
+    node.answering = asyncio.ensure_future(_answer(node, window, lambda: craft.answer(node, window, params), owed))
     idle = asyncio.ensure_future(emit_heldout(node))  # in the time that is idle anyway; it must not delay the key
     try:
         contributed = await _reveal_and_lead(node, window, saved, craft)
@@ -64,14 +66,23 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     return contributed
 
 
-async def _answer(node: Node, window: int, craft: Craft, before: "asyncio.Task[None] | None") -> None:
+def _owed_before(node: Node, window: int) -> "asyncio.Task[None] | None":
+    """In a process that has just started: what its predecessor may still owe to an audit of the window before."""
+    if not audit.allowed(node.run) or node.timetable(window - 1).seed_block < 0:
+        return None
+    return asyncio.ensure_future(_answer(node, window - 1, lambda: audit.answer(node, window - 1), None))
+
+
+async def _answer(
+    node: Node, window: int, answer: Callable[[], Awaitable[None]], before: "asyncio.Task[None] | None"
+) -> None:
     """Answers for the window beside everything else, until that is done or due. What fails is said."""
-    world, params = node.world, node.state.params
+    world = node.world
     if before is not None:
         await asyncio.gather(before, return_exceptions=True)
     try:
         await _wait(until_final(world.chain, world.clock, node.timetable(window).evaluation_block, world.stop))
-        await craft.answer(node, window, params)
+        await answer()
     except Stopped:
         return
     except (ChainError, StoreError) as error:
@@ -119,8 +130,6 @@ async def _contribute(node: Node, window: int, craft: Craft) -> SavedSeal | None
         started = world.clock.time()
     if await craft.submit(node, window, saved):  # a failure shows nothing about the next window
         node.finish_seconds = max(world.clock.time() - started, 0.5 * node.finish_seconds)
-    else:
-        audit.withdraw(node, window)
     return saved
 
 

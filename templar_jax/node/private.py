@@ -39,10 +39,15 @@ def to_bytes(run: RunConfig, opt: Any, feedback: Params) -> bytes:
     )
 
 
-def from_bytes(engine: Engine, state: bytes) -> tuple[Any, Params]:
+def fresh(engine: Engine) -> bytes:
+    """Of a miner that has not trained yet."""
+    return to_bytes(engine.run, engine.inner.init(), engine.compressor.init())
+
+
+def from_bytes(engine: Engine, state: bytes | memoryview) -> tuple[Any, Params]:
     """(optimizer state, error feedback) on the engine's devices; `state` has `state_bytes(run)` bytes."""
     run = engine.run
-    opt, feedback = engine.inner.init(engine.theta_0()), engine.compressor.init()
+    opt, feedback = engine.inner.init(), engine.compressor.init()
     like, structure = jax.tree.flatten(opt)
     arrays, start = [], 0
     for leaf in (*like, *(feedback[param.name] for param in table(run))):
@@ -53,26 +58,3 @@ def from_bytes(engine: Engine, state: bytes) -> tuple[Any, Params]:
     assert start == len(state)
     names = [param.name for param in table(run)]
     return jax.tree.unflatten(structure, arrays[: len(like)]), dict(zip(names, arrays[len(like) :], strict=True))
-
-
-def likeness(run: RunConfig, ours: Leaves, theirs: Leaves) -> float:
-    """The smaller of two cosines: of the optimizer's floats (each array scaled to its own norm), of the feedback."""
-    count = len(ours) - len(table(run))
-    kinds = (ours[:count], theirs[:count]), (ours[count:], theirs[count:])
-    return min(_cosine(a, b) for a, b in kinds)
-
-
-def _cosine(ours: Leaves, theirs: Leaves) -> float:
-    """Mean cosine of the arrays, weighted by size; 1 where both are zeros, 0 where one is, or is not finite."""
-    total, weight = 0.0, 0
-    for a, b in zip(ours, theirs, strict=True):
-        if not np.issubdtype(a.dtype, np.floating) or not a.size:
-            continue
-        x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-        norms = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
-        if norms > 0.0 and math.isfinite(norms):
-            total += a.size * float(x @ y) / norms
-        elif not x.any() and not y.any():
-            total += a.size
-        weight += a.size
-    return max(-1.0, min(1.0, total / weight)) if weight else 1.0

@@ -85,7 +85,7 @@ async def rejoin(node: Node) -> None:
     node.state, node.foreign, node.watched = state, 0, -1
     node.local.feedback = engine.compressor.init() if node.local.feedback else {}
     node.local.partial = None
-    node.local.roots = (b"", b"")
+    node.local.ended = -1
     node.sealed.clear()
     node.opened.clear()
     node.outcomes.clear()

@@ -47,7 +47,6 @@ class Earlier:
 
     contributions: dict[int, dict[Identity, dict[str, Packed]]] = field(default_factory=dict)
     aggregates: dict[int, dict[str, Packed]] = field(default_factory=dict)
-    afters: dict[Identity, bytes] = field(default_factory=dict)  # see audit_check
 
     def forget(self, oldest: int) -> None:
         for kept in (self.contributions, self.aggregates):

@@ -18,11 +18,12 @@ from templar_jax.errors import ChainError, ConfigError, DataError, RefusedError,
 from templar_jax.incentive import canonical, default, replay, select
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.config import IncentiveConfig
-from templar_jax.incentive.evidence import Audit, Identity, WindowEvidence
+from templar_jax.incentive.evidence import Identity, WindowEvidence
 from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
 from templar_jax.node import audit_check, challenge, resume, scoring, scrutiny
+from templar_jax.node.audit_check import Ends
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import cache_key
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -50,6 +51,7 @@ class Memory:
     state: Any
     link: str  # pins all evidence so far
     earlier: Earlier = field(default_factory=Earlier)
+    ends: Ends = field(default_factory=Ends)  # of the miners' headers
     watch: Watch = field(default_factory=Watch)  # of the other validators
     task: "asyncio.Task[None] | None" = None  # scores the last window, beside the present one
 
@@ -190,10 +192,7 @@ async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until
     params, expected = await scrutiny.forecast(node, seen, scene, order)
     memory.watch.forecasts += [expected] if expected is not None else []
     seen = replace(seen, params=params)
-    case = await audit_check.begin(node, seen, scene, memory.earlier.afters)
-    found = await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
-    if case is not None:
-        found = _with_audit(found, case.peer.who, await audit_check.finish(node, seen, scene, case, until))
+    found = await _evidence(memory, node, seen, scene, order, until)
     earlier = memory.earlier
     earlier.contributions[window] = scoring.contributions(scene)
     if again is not None:
@@ -208,7 +207,20 @@ async def _score_peers(memory: Memory, node: Node, seen: Seen, after: Any, until
     await insist(world, put, until, f"window {window}: publishing the evidence")
 
 
-def _with_audit(found: WindowEvidence, who: Identity, audit: Audit | None) -> WindowEvidence:
+async def _evidence(
+    memory: Memory, node: Node, seen: Seen, scene: Scene, order: list[Identity], until: float
+) -> WindowEvidence:
+    """Evaluation and, in the time that it leaves, the audit."""
+    case = await audit_check.begin(node, seen, scene, memory.ends)
+    if case is None:
+        return await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
+    try:
+        found = await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
+        publishing = node.world.chain.block_seconds  # is left for what comes after the audit
+        audit = await audit_check.finish(node, seen, scene, case, until - publishing)
+    finally:
+        case.states.cancel()
+    who = case.peer.who
     return replace(found, peers=tuple(replace(p, audit=audit) if p.peer == who else p for p in found.peers))
 
 

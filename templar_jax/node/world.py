@@ -22,6 +22,7 @@ from templar_jax.node.snapshots import MemorySnapshots, Snapshots
 from templar_jax.node.timetable import Timetable
 from templar_jax.store.bucket import Bucket, Reader
 from templar_jax.store.checkpoint import Checkpoints
+from templar_jax.store.merkle import EMPTY
 from templar_jax.store.seal import Header
 from templar_jax.telemetry.events import Event, PhaseEnded, PhaseStarted
 
@@ -94,7 +95,8 @@ class Local:
     opt: Any
     feedback: Params
     own_steps: int = 0  # inner steps this miner has taken
-    roots: tuple[bytes, bytes] = (b"", b"")  # of the private state before and after the newest window: audit.py
+    roots: tuple[bytes, bytes] = (EMPTY, EMPTY)  # of the private state before and after the newest window: audit.py
+    ended: int = -1  # the window whose end `opt` and `feedback` are, as that root and the snapshots know it; -1: none
     first_loss: float = math.nan  # of inner step 0 of the newest window, at theta_w: nats per token
     contributed: int = -1  # newest window whose contribution left `feedback` as it is
     partial: "Partial | None" = None  # a window interrupted by a clean stop

@@ -11,7 +11,7 @@ CHUNK = 2**20  # bytes
 EMPTY = bytes(32)  # stands where there is no tree
 
 
-def merkle_root(data: bytes) -> bytes:
+def merkle_root(data: bytes | memoryview) -> bytes:
     """32 bytes."""
     view = memoryview(data)
     row = [

@@ -3,7 +3,6 @@
 import contextlib
 
 from templar_jax.errors import StoreError
-from templar_jax.node import challenge
 from templar_jax.node.challenge import ANSWER_BYTES
 from templar_jax.node.craft import Craft
 from templar_jax.node.engine import Params
@@ -31,15 +30,7 @@ async def silent(node: Node, window: int, params: Params) -> None:
     del node, window, params
 
 
-async def unaudited(node: Node, window: int, params: Params) -> None:
-    """The state challenge only."""
-    await challenge.answer(node, window, params)
-
-
 ROWS = {
-    "audit-dodger": Adversary(
-        "a", "works, and never serves what an audit asks for", alone(lambda: Role(craft=Craft(answer=unaudited)))
-    ),
     "fake-challenge": Adversary(
         "a", "works, and answers the state challenge with a copy", alone(lambda: Role(craft=Craft(answer=copied)))
     ),
