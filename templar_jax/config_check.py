@@ -105,6 +105,8 @@ def node_problems(run: RunConfig, node: NodeConfig) -> Iterator[str]:
             yield f"node.{path} is {value}: set it to {least} or more"
             return
     yield from _hosts(node)
+    if node.hosts.count > 1 and run.audit_bytes_max:
+        yield "audit_bytes_max is not 0, and a miner on several hosts cannot show its whole state: use one host"
     if node.network.block_seconds <= 0:
         yield f"node.network.block_seconds is {node.network.block_seconds}: set it above 0"
     if node.start and not run.start:
