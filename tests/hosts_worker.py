@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from templar_jax.config import ComputeConfig, HostsConfig, MeshConfig, NodeConfi
 from templar_jax.data.cache import PageCache
 from templar_jax.data.pages import Pages, open_pages
 from templar_jax.hosts import join
-from templar_jax.hosts.calls import Announcer
 from templar_jax.hosts.channel import Caller, Hello, Listening
 from templar_jax.hosts.follow import follow
-from templar_jax.hosts.spread import Share, functions, own_rows, spread
+from templar_jax.hosts.open import engine_for
+from templar_jax.hosts.spread import Share, functions, own_rows
 from templar_jax.node import engine as engines
-from templar_jax.node.engine import Engine, heldout_nats
+from templar_jax.node.engine import Engine, Params, heldout_nats
+from templar_jax.node.open import open_checkpoints
 from templar_jax.sharding import make_mesh
+from templar_jax.store.checkpoint import Meta
+from templar_jax.store.checkpoint_orbax import OrbaxCheckpoints
+from templar_jax.store.manifest import GENESIS
 from templar_jax.train.compiles import enable_compile_cache
 
 DEVICES = 4  # of all processes together
@@ -38,8 +42,17 @@ def build(run: RunConfig) -> Engine:
     return engines.build(run, ComputeConfig(attention="xla"), make_mesh(MeshConfig(fsdp=4), jax.devices()[:DEVICES]))
 
 
-def window(engine: Engine, pages: Pages, fetch: Callable[[Any], Any]) -> dict[str, Any]:
-    """With every function that a miner's mesh runs. What is above "trained" does not depend on inner steps."""
+@dataclass(frozen=True)
+class Outcome:
+    """Of a window: what is compared by its bytes or closely, and what the inner steps left."""
+
+    found: dict[str, Any]
+    params: Params
+    private: dict[str, Any]
+
+
+def window(engine: Engine, pages: Pages) -> Outcome:
+    """With every function that a miner's mesh runs. What is found before "losses" does not depend on inner steps."""
     run, found = engine.run, {}
     theta = engine.theta_0()
     found["root of theta_0"] = engine.root(theta)
@@ -64,10 +77,8 @@ def window(engine: Engine, pages: Pages, fetch: Callable[[Any], Any]) -> dict[st
     found["cursor"] = loader.state()
     loader.close()
     found["losses"] = losses
-    found["trained"] = fetch(params)
-    _, packed = engine.compressor.update(engine.compressor.init(), theta, params)
-    found["trained contribution"] = engine.encode(packed)
-    return found
+    found["root trained"] = engine.root(params)
+    return Outcome(found, params, {"opt": opt, "feedback": feedback})
 
 
 def main(port: int, count: int, index: int, folder: Path) -> int:
@@ -76,19 +87,31 @@ def main(port: int, count: int, index: int, folder: Path) -> int:
     set_up_devices(node.mesh.cpu_devices)
     channel = join.listen(node) if index else join.lead(node)
     engine, pages = build(run_of()), open_pages(folder / "pages")
-    share = Share(engine, PageCache(pages), index, count)
+    checkpoints = open_checkpoints(node, folder)
     hello = Hello(engine.run.run_id, "test", "none")
     if isinstance(channel, Listening):
         channel.receive()
         channel.reply(hello)
-        return follow(channel, functions(share), engine.mesh)
+        return follow(channel, {**functions(Share(engine, pages, index, count)), **checkpoints.parts}, engine.mesh)
     assert isinstance(channel, Caller)
     channel.meet(hello)
-    announcer = Announcer(channel, functions(share))
-    found = window(spread(share, announcer), pages, lambda tree: announcer.call("fetch", tree))
-    (folder / "found.pickle").write_bytes(pickle.dumps((found, own_rows(engine))))
+    spread = engine_for(channel, node, engine, pages, checkpoints)
+    done = window(spread, pages)
+    done.found["rows"] = own_rows(engine)
+    save_and_restore(done, spread, checkpoints)
+    (folder / "found.pickle").write_bytes(pickle.dumps(done.found))
     channel.end(0)
     return 0
+
+
+def save_and_restore(done: Outcome, engine: Engine, checkpoints: OrbaxCheckpoints) -> None:
+    """Leaves a checkpoint behind, and what came back of it."""
+    meta = Meta(engine.run.run_id, 7, 2, GENESIS, done.found["root trained"])
+    checkpoints.save(meta, done.params, done.private, {"own_steps": 2})
+    checkpoints.wait()
+    restored, notes = checkpoints.restore(meta.run_id, engine.like, done.private)
+    assert restored is not None and restored.meta == meta and not notes
+    done.found["restored"] = engine.root(restored.public), engine.root(restored.private["feedback"])
 
 
 def set_up_devices(count: int) -> None:

@@ -18,7 +18,6 @@ from templar_jax.config import RunConfig
 from templar_jax.data.loader import Loader, PageSource, make_loader
 from templar_jax.hosts.calls import Announcer, Functions
 from templar_jax.node.engine import Engine
-from templar_jax.sharding import to_host
 
 
 @dataclass
@@ -92,7 +91,6 @@ def functions(share: Share) -> Functions:
         "root": engine.root,
         "salted_root": engine.salted_root,
         "evaluate": engine.evaluate,
-        "fetch": to_host,
         "ready": lambda: None,
     }
 
