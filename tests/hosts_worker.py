@@ -13,6 +13,7 @@ from kills import ROOT
 from node_network import RUN
 
 from templar_jax.config import ComputeConfig, HostsConfig, MeshConfig, NodeConfig, OuterConfig, RunConfig
+from templar_jax.config_check import OFFLOADS
 from templar_jax.data.cache import PageCache
 from templar_jax.data.pages import Pages, open_pages
 from templar_jax.hosts import join
@@ -38,8 +39,9 @@ def run_of() -> RunConfig:
     return dataclasses.replace(RUN, model=model, outer=OuterConfig(momentum=0.875, nesterov=True))
 
 
-def build(run: RunConfig) -> Engine:
-    return engines.build(run, ComputeConfig(attention="xla"), make_mesh(MeshConfig(fsdp=4), jax.devices()[:DEVICES]))
+def build(run: RunConfig, offload: tuple[str, ...] = ()) -> Engine:
+    compute = ComputeConfig(attention="xla", offload=offload)
+    return engines.build(run, compute, make_mesh(MeshConfig(fsdp=4), jax.devices()[:DEVICES]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def main(port: int, count: int, index: int, folder: Path) -> int:
     node = NodeConfig(home=str(folder / "home"), hosts=hosts, mesh=MeshConfig(fsdp=4, cpu_devices=DEVICES // count))
     set_up_devices(node.mesh.cpu_devices)
     channel = join.listen(node) if index else join.lead(node)
-    engine, pages = build(run_of()), open_pages(folder / "pages")
+    engine, pages = build(run_of(), OFFLOADS), open_pages(folder / "pages")
     checkpoints = open_checkpoints(node, folder)
     hello = Hello(engine.run.run_id, "test", "none")
     if isinstance(channel, Listening):

@@ -1,4 +1,7 @@
-"""A miner in two processes computes what one process with as many devices does, and leaves it a checkpoint."""
+"""A miner in two processes computes what one process with as many devices does, and leaves it a checkpoint.
+
+The two keep everything that they can in pinned host memory, the one nothing: no bit depends on that.
+"""
 
 import pickle
 import subprocess

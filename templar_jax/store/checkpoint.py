@@ -159,7 +159,11 @@ class MemoryCheckpoints:
             raise CheckpointError("there is no checkpoint to publish yet")
         newest = self.saved[-1]
         folder, layout = checkpoint_folder(newest.meta.window), layout_of(newest.public)
-        digest = await snapshot.publish(bucket, folder, newest.meta, layout, newest.public.__getitem__, self.part_bytes)
+
+        async def load(name: str) -> np.ndarray:
+            return newest.public[name]
+
+        digest = await snapshot.publish(bucket, folder, newest.meta, layout, load, self.part_bytes)
         return newest.meta.window, digest
 
     async def fetch(

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, by Orbax: the only file that knows it.
+"""Checkpoints on disk, by Orbax.
 
     ROOT/STEP/public, private, meta     Orbax's items; STEP counts saves, it is no window
     ROOT/STEP/COMMIT.json               path, size and sha256 of every file, written last, after Orbax is done
@@ -10,7 +10,6 @@ count, and the one before is used.
 
 import asyncio
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from templar_jax.store.checkpoint import (
 from templar_jax.store.checkpoint_commit import COMMIT, hash_files, line_of, verify
 from templar_jax.store.contribution import checkpoint_folder
 from templar_jax.store.disk import explain, make_folder, write_file
+from templar_jax.store.orbax_open import make_array_reader, make_checkpointer
 from templar_jax.store.snapshot import Meta, layout_of
 
 SAVE_TIMEOUT = 3600.0  # seconds that `wait` waits for one save
@@ -62,8 +62,9 @@ class OrbaxCheckpoints:
             shutil.rmtree(draft, ignore_errors=True)  # of a killed process
         self.parts = {"save": self._start, "load": self._load, "place": self._place}
         self.everywhere: Callable[..., Any] = lambda part, *args: self.parts[part](*args)
-        self._checkpointer = _make_checkpointer(set(range(count)))
-        self._reader = _make_checkpointer({index}) if count > 1 else self._checkpointer  # without the other processes
+        self._checkpointer = make_checkpointer(set(range(count)))
+        self._reader = make_checkpointer({index}) if count > 1 else self._checkpointer  # without the other processes
+        self._array_reader = make_array_reader(index)
         self._lock = threading.RLock()  # publishing reads on one thread while the node may save on another
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -133,6 +134,7 @@ class OrbaxCheckpoints:
         finally:
             self._checkpointer.close()
             self._reader.close()
+            self._array_reader.close()
 
     def restore(self, run_id: str, public_like: Any, private_like: Any) -> tuple[Restored | None, list[str]]:
         self.wait()
@@ -173,13 +175,19 @@ class OrbaxCheckpoints:
         return {name: by_name[name] for name in public_like}, private
 
     async def publish(self, bucket: Bucket) -> tuple[int, bytes]:
-        """Holds the public part in host memory meanwhile."""
+        """Holds one array at a time in host memory."""
+        step, record = await asyncio.to_thread(self._newest)
+        meta, layout = _meta(record), tuple((name, tuple(shape), dtype) for name, shape, dtype in record["public"])
+        numbers = {name: f"{number:05d}" for number, (name, _, _) in enumerate(layout)}
 
-        meta, arrays = await asyncio.to_thread(self._newest_public)
-        folder, layout = checkpoint_folder(meta.window), layout_of(arrays)
-        return meta.window, await snapshot.publish(bucket, folder, meta, layout, arrays.__getitem__, self.part_bytes)
+        async def load(name: str) -> np.ndarray:
+            return await asyncio.to_thread(self._load_one, step, numbers[name])
 
-    def _newest_public(self) -> tuple[Meta, dict[str, np.ndarray]]:
+        digest = await snapshot.publish(bucket, checkpoint_folder(meta.window), meta, layout, load, self.part_bytes)
+        return meta.window, digest
+
+    def _newest(self) -> tuple[int, dict[str, Any]]:
+        """Number and record of the newest checkpoint that is whole."""
         with self._lock:
             self.wait()
             for step in reversed(self._steps()):
@@ -187,18 +195,19 @@ class OrbaxCheckpoints:
                     verify(self._folder(step))
                 except CheckpointError:
                     continue
-                return self._load_public(step)
+                return step, self._record(step)
         raise CheckpointError("there is no checkpoint to publish yet")
 
-    def _load_public(self, step: int) -> tuple[Meta, dict[str, np.ndarray]]:
+    def _load_one(self, step: int, number: str) -> np.ndarray:
         import orbax.checkpoint as ocp
 
-        record = self._record(step)
-        targets = [np.empty(shape, dtype) for _, shape, dtype in record["public"]]
-        args = ocp.args.Composite(public=ocp.args.StandardRestore(_numbered(targets)))
-        found = self._reader.restore(self._folder(step), args=args)
-        names = [name for name, _, _ in record["public"]]
-        return _meta(record), dict(zip(names, map(np.asarray, _in_order(found["public"])), strict=True))
+        how = {number: ocp.RestoreArgs(restore_type=np.ndarray)}
+        args = ocp.args.PyTreeRestore({number: np.empty(0)}, restore_args=how, partial_restore=True)
+        try:
+            found = self._array_reader.restore(self._folder(step) / "public", args=args)
+        except (OSError, ValueError, KeyError) as error:  # a newer one has replaced it
+            raise CheckpointError(f"checkpoint {self._folder(step)} cannot be read ({line_of(error)})") from error
+        return np.asarray(found[number])
 
     async def fetch(
         self, reader: Reader, run_id: str, window: int, sha256: bytes, public_like: Any, timeout: float
@@ -256,16 +265,6 @@ class OrbaxCheckpoints:
         if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
             return CheckpointError(f"no space left on the disk of {self.root}: free some, or set another folder")
         return CheckpointError(f"a checkpoint in {self.root} could not be written: {line_of(error)}")
-
-
-def _make_checkpointer(processes: set[int]) -> Any:
-    """That `processes` use together, the first of them writing what is common."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells the user about itself, at length
-    import orbax.checkpoint as ocp
-
-    among = ocp.options.MultiprocessingOptions(primary_host=min(processes), active_processes=processes)
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=among))
-    return ocp.AsyncCheckpointer(handler, multiprocessing_options=among)
 
 
 def _numbered(leaves: list[Any]) -> dict[str, Any]:

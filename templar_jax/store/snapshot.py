@@ -12,7 +12,7 @@ sha256(commit) is what a leader commits on the chain, and anybody who holds the 
 import asyncio
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +62,13 @@ async def publish(
     folder: str,
     meta: Meta,
     layout: Layout,
-    load: Callable[[str], np.ndarray],
+    load: Callable[[str], Awaitable[np.ndarray]],
     part_bytes: int = PART_BYTES,
 ) -> bytes:
     """Uploads the arrays, one at a time, then the commit; returns sha256(commit). Raises StoreError."""
     hashes: list[bytes] = []
     for number, (name, shape, dtype) in enumerate(layout):
-        array = np.asarray(load(name), order="C")
+        array = np.asarray(await load(name), order="C")
         if (array.shape, array.dtype.name) != (shape, dtype):
             raise ValueError(f"{name} is {array.dtype.name} {array.shape}, its layout says {dtype} {shape}")
         view = array.reshape(-1).view(np.uint8).data
