@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     if args.table:
         plans = [planned(*load(name), args) for name in shipped() if name != sketch.NAME]
         plans.sort(key=lambda plan: plan.memory.arguments["gradients"])
-        print("\n".join([*page(plans, args.gpus, args.gpu), "", *sketch.sketch(*load(sketch.NAME))]))
+        print("\n".join([*page(plans, args.gpus, args.gpu), "", *sketch.sketch(*load(sketch.NAME))]).rstrip())
         result = {plan.run.name: figures(plan) for plan in plans}
     else:
         plan = planned(cli.run, cli.node, args)

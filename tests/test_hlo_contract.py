@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from models import WIDE, mesh_of, small_run, tokens
+from models import MIXTURE, WIDE, mesh_of, small_run, tokens
 
 from templar_jax.compress import root
 from templar_jax.config import ComputeConfig
@@ -90,3 +90,18 @@ def test_weights_are_gathered_one_layer_at_a_time(mesh):
     assert sum(len(sizes) for sizes in loops.values()) >= 7  # at least each of a layer's matrices, in a loop's body
     assert all(size <= layer for sizes in loops.values() for size in sizes)
     assert all(size <= outside for size in found.get("ENTRY", []))
+
+
+def test_gradients_of_experts_leave_as_the_part_that_a_device_keeps():
+    """Summed over the devices with other tokens by a reduce-scatter; an all-reduce moves twice as much."""
+    run, mesh = small_run(MIXTURE), mesh_of(2, expert=4)
+    params, _, _ = gradients_shapes(run, COMPUTE, mesh)
+    program = jax.jit(lambda p, t: accumulated(run, make_placement(run, COMPUTE, mesh), 8, p, t))
+    text = program.lower(params, tokens(run)).compile().as_text()
+    m, held = run.model, run.model.experts // 4
+    whole = {(held, m.dim, m.expert_ffn_dim), (held, m.expert_ffn_dim, m.dim)}
+    kept = {(held, m.dim // 2, m.expert_ffn_dim), (held, m.expert_ffn_dim, m.dim // 2)}
+    made = {kind: re.findall(rf"= f32\[([\d,]+)\]\S* {kind}\(", text) for kind in ("all-reduce", "reduce-scatter")}
+    shapes = {kind: [tuple(map(int, dims.split(","))) for dims in found] for kind, found in made.items()}
+    assert not whole & set(shapes["all-reduce"])
+    assert sum(shape in kept for shape in shapes["reduce-scatter"]) >= 3, shapes  # gate, up, down

@@ -109,9 +109,9 @@ def test_the_script_plans_and_refuses(tmp_path):
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
-def fabric_of(hosts, expert=8, micro=64, tensor=1, remat="full"):
+def fabric_of(hosts, expert=8, micro=64, tensor=1):
     run, node = load("moe-1t")
-    compute = dataclasses.replace(node.compute, micro_batch=micro, remat=remat)
+    compute = dataclasses.replace(node.compute, micro_batch=micro)
     mesh = MeshConfig(fsdp=hosts * 8 // expert // tensor, expert=expert, tensor=tensor)
     node = dataclasses.replace(node, compute=compute, mesh=mesh)
     return run, fabric_bytes(run, node, plan_mesh(run, node, hosts * 8), 8)
@@ -137,8 +137,7 @@ def test_tokens_cross_where_experts_span_hosts_and_their_weights_do_not():
     others = parameters(m) - routed
     assert found["weights"] == pytest.approx(passes * 2 * 2 * others * 0.75, rel=1e-6)
     tokens = 32 * run.data.sequence * m.dim * 2 * 0.75  # of the axis, in bfloat16, from the other three hosts
-    assert found["tokens"] == pytest.approx(passes * m.layers * 6 * tokens)
-    assert fabric_of(4, expert=32, micro=32, remat="none")[1]["tokens"] * 3 == pytest.approx(found["tokens"] * 2)
+    assert found["tokens"] == pytest.approx(passes * m.layers * (3 + 2 * 2) * tokens)  # scattered in float32
     _, half = fabric_of(8, expert=32, micro=64)  # two groups of hosts with all experts each
     there = passes / 2 * 4 * (others * 7 / 8 + routed * (1 / 4 - 1 / 8))
     assert half["weights"] == pytest.approx(there, rel=1e-6)

@@ -99,7 +99,7 @@ def _experts_bwd(place, kept, d_y_BSD):
     x_BSD, gates_BSk, experts_BSk, weights, saved = kept
     at = _Layout.of(place)
     ins = (at.tokens, at.tokens, at.tokens, at.weights, at.saved, at.tokens)
-    d_x, d_gates, d_weights = at.mapped(_backward, ins, (at.tokens, at.tokens, at.weights))(
+    d_x, d_gates, d_weights = at.mapped(_backward, ins, (at.tokens, at.tokens, at.resting))(
         x_BSD, gates_BSk, experts_BSk, weights, saved, d_y_BSD
     )
     return d_x, d_gates, None, d_weights
@@ -116,14 +116,17 @@ class _Layout(NamedTuple):
     expert: bool  # the experts lie over the axis "expert"
     tensor: bool  # the experts' hidden dim lies over the axis "tensor"
     weights: tuple[PartitionSpec, ...]
+    resting: tuple[PartitionSpec, ...]  # of the same: where their gradients are wanted
     tokens = PartitionSpec(BATCH, None, None)
     saved = PartitionSpec(("fsdp", "expert", "tensor"), None, None)  # a device's own, never moved
 
     @staticmethod
     def of(place: Placement) -> "_Layout":
-        specs = dict(place.weights)
         names = ("expert_gate", "expert_up", "expert_down")
-        weights = tuple(specs.get(name, PartitionSpec(None, None, None)) for name in names)
+        weights, resting = (
+            tuple(dict(specs).get(name, PartitionSpec(None, None, None)) for name in names)
+            for specs in (place.weights, place.resting)
+        )
         alone = place.mesh is None or place.mesh.size == 1
         platform = place.mesh.devices.flat[0].platform if place.mesh is not None else jax.default_backend()
         return _Layout(
@@ -132,6 +135,7 @@ class _Layout(NamedTuple):
             expert=weights[0][0] is not None,
             tensor=weights[0][2] is not None,
             weights=weights,
+            resting=resting,
         )
 
     def mapped(self, function: Any, ins: tuple, outs: tuple) -> Any:
@@ -154,6 +158,16 @@ class _Layout(NamedTuple):
         if self.expert:
             partial = jax.lax.psum_scatter(partial, "expert", scatter_dimension=0, tiled=True)
         return partial.reshape(like.shape).astype(like.dtype)
+
+    def summed(self, d_w: jax.Array, at: PartitionSpec) -> jax.Array:
+        """f32 gradient of this device's experts -> its part of the sum over the devices that had other tokens."""
+        if self.mesh is None:
+            return d_w
+        if not self.expert:
+            d_w = jax.lax.psum(d_w, "expert")
+        if "fsdp" not in at:
+            return jax.lax.psum(d_w, "fsdp")
+        return jax.lax.psum_scatter(d_w, "fsdp", scatter_dimension=at.index("fsdp"), tiled=True)
 
 
 class _Blocks(NamedTuple):
@@ -254,8 +268,6 @@ def _backward(layout: _Layout, x_BSD, gates_BSk, experts_BSk, weights, hidden_NR
     d_x_NRD, d_gates_NR, *d_weights = jax.lax.fori_loop(0, blocks.count, block, start)
     d_x_TD = _rows_of(d_x_NRD.reshape(number * rows, -1), blocks.slot_Tk).astype(jnp.float32).sum(1)
     d_gates_Tk = _rows_of(d_gates_NR.reshape(-1), blocks.slot_Tk)
-    if layout.mesh is not None:  # the other devices of these experts had other tokens
-        over = "fsdp" if layout.expert else BATCH
-        d_weights = [jax.lax.psum(d_w, over) for d_w in d_weights]
+    d_weights = [layout.summed(d_w, at) for d_w, at in zip(d_weights, layout.resting, strict=True)]
     d_weights = tuple(d_w.astype(w.dtype) for d_w, w in zip(d_weights, weights, strict=True))
     return layout.scattered(d_x_TD, x_BSD), layout.scattered(d_gates_Tk, gates_BSk), d_weights

@@ -32,6 +32,7 @@ class Placement:
     heads: str | None = None  # mesh axis of the attention heads
     vocab: str | None = None  # mesh axis of the logits
     weights: tuple[tuple[str, PartitionSpec], ...] = field(default=())
+    resting: tuple[tuple[str, PartitionSpec], ...] = field(default=())  # the same as the parameter lies in memory
 
     def constrain(self, x: jax.Array, *axes: Axis) -> jax.Array:
         """`x` with its dims laid over the named mesh axes."""
@@ -79,11 +80,12 @@ def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placem
       ConfigError: an attention path that this machine does not have.
     """
 
-    gathered = []
+    gathered, resting = [], []
     for param in table(run):
         axes = spec(param, mesh)[1 if param.name.startswith(LAYERS) else 0 :]
         kept = (axis if axis in ("tensor", "expert") else None for axis in axes)
         gathered.append((param.name.removeprefix(LAYERS), PartitionSpec(*kept)))
+        resting.append((param.name.removeprefix(LAYERS), PartitionSpec(*axes)))
     tensor, platform = mesh.shape["tensor"], mesh.devices.flat[0].platform
     by_heads = tensor > 1 and run.model.heads % tensor == 0 and run.model.kv_heads % tensor == 0
     return Placement(
@@ -96,6 +98,7 @@ def make_placement(run: RunConfig, compute: ComputeConfig, mesh: Mesh) -> Placem
         heads="tensor" if by_heads else None,
         vocab="tensor" if tensor > 1 and run.model.vocab % tensor == 0 else None,
         weights=tuple(gathered),
+        resting=tuple(resting),
     )
 
 

@@ -4,9 +4,12 @@ GPUs fill the mesh host by host: tensor fastest, then expert, then fsdp. What a 
 its GPUs, if each shard crosses to it once and spreads over NVLink there (as NCCL's rings and trees do):
 
   weights    every micro-batch gathers each layer for the forward pass and again for the backward pass
-  gradients  every micro-batch sums each layer's over the devices that hold a part, f32
-  tokens     where the axis expert spans hosts: tokens are gathered along it and partial sums scattered, in the forward
-             pass, again where that is computed again, and in the backward pass (model/moe.py)
+  gradients  every micro-batch sums each layer's: of experts by a reduce-scatter in f32 (model/moe.py), of the others by
+             an all-reduce in the compute dtype, which moves everything twice
+  tokens     where the axis expert spans hosts: inputs (twice) and gradients of outputs are gathered along it, outputs
+             and gradients of inputs are scattered in f32
+
+As in the program that XLA compiles for GPUs (docs/decisions.md), embedding and head aside, which it reduces in f32.
 """
 
 import math
@@ -26,18 +29,13 @@ def fabric_bytes(run: RunConfig, node: NodeConfig, mesh: Any, per_host: int) -> 
     spanned = max(1, mesh.shape["expert"] * mesh.shape["tensor"] // per_host)  # hosts that share a layer's experts
     micro = micro_batch(run, node)
     passes, c = run.inner.batch // micro, width(node)
-    elements = 0.0  # of all parameters, less what a host has of them
+    weights = gradients = tokens = 0.0
     for param in table(run):
         here = 1 / spanned if param.routed else 1.0  # of the parameter, computed with on this host
-        elements += math.prod(param.shape) * max(0.0, here - 1 / hosts)
-    gathers = 2
-    tokens = 0.0
+        crossing = math.prod(param.shape) * max(0.0, here - 1 / hosts)
+        weights += 2 * c * crossing
+        gradients += (F32 if param.routed else 2 * c) * crossing
     if spanned > 1:
         of_axis = micro // shards(mesh, BATCH) * run.data.sequence * mesh.shape["expert"]
-        times = 2 * (2 if node.compute.remat == "none" else 3)
-        tokens = times * run.model.layers * of_axis * run.model.dim * c * (1 - 1 / spanned)
-    return {
-        "weights": int(passes * gathers * elements * c),
-        "gradients": int(passes * elements * F32),
-        "tokens": int(passes * tokens),
-    }
+        tokens = (3 * c + 2 * F32) * run.model.layers * of_axis * run.model.dim * (1 - 1 / spanned)
+    return {"weights": int(passes * weights), "gradients": int(passes * gradients), "tokens": int(passes * tokens)}

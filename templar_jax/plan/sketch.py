@@ -51,9 +51,9 @@ def sketch(run: RunConfig, node: NodeConfig) -> list[str]:
         "is a cluster. On paper: nobody has trained it, and a mesh over several hosts is not tried at this size. "
         f"`python scripts/plan.py --config {run.name} --hosts 32 --link 10000` prints the first row in full.",
         "",
-        "Exact: bytes of a GPU that are state, the payload, FLOPs. Counted from the sharding, not from a compiled "
-        "program: what crosses between hosts (each layer's weights twice and its f32 gradients once a micro-batch; "
-        "tokens where the axis expert spans hosts). "
+        "Exact: bytes of a GPU that are state, the payload, FLOPs. Counted from the sharding, and found so in the "
+        "program that XLA compiles for the first row: what crosses between hosts (each layer's weights twice and its "
+        "gradients once a micro-batch; tokens where the axis expert spans hosts). "
         f"Assumed: {first.assumed.mfu:.0%} MFU, {first.assumed.fabric_share:.0%} of the fabric's rate, nothing "
         "overlapped, 20 peers, contributions encoded and opened by all hosts of a miner in equal parts. Temporaries "
         "are estimated, on the high side: of the experts for the case that all tokens of the axis choose one GPU's.",
