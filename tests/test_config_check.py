@@ -39,6 +39,11 @@ from templar_jax.errors import ConfigError
         ({"node.compute.micro_batch": 4, "node.mesh.fsdp": 8}, ["4 sequences", "fsdp 8"]),
         ({"node.mesh.tensor": 3}, ["model.heads 4", "tensor 3"]),
         ({"node.mesh.tensor": 0}, ["node.mesh.tensor is 0"]),
+        ({"audit_bytes_max": 1, "compress.dct": True}, ["audit_bytes_max = 0", "compress.dct"]),
+        (
+            {"audit_bytes_max": 1, "node.hosts.count": 2, "node.hosts.coordinator": "a:1"},
+            ["audit_bytes_max is not 0", "one host"],
+        ),
         ({"node.keep_windows": 11}, ["keep_windows 11", "12"]),
         ({"node.sinks": "wandb,tensorbord"}, ["tensorbord", "tensorboard"]),
         ({"node.hotkey": "../miner"}, ["node.hotkey"]),

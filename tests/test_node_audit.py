@@ -256,6 +256,8 @@ def test_audits_are_off_unless_they_fit():
     allowed = partial(dataclasses.replace, RUN)
     assert not audit.allowed(RUN) and not audit.allowed(allowed(audit_bytes_max=need - 1))
     assert audit.allowed(allowed(audit_bytes_max=need))
+    assert f"takes {need}" in audit.why_not(allowed(audit_bytes_max=need - 1))
+    assert not audit.why_not(RUN) and not audit.why_not(allowed(audit_bytes_max=need))
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

@@ -30,6 +30,13 @@ def allowed(run: RunConfig) -> bool:
     return run.audit_bytes_max > 0 and 2 * state_bytes(run) <= run.audit_bytes_max
 
 
+def why_not(run: RunConfig) -> str:
+    """Why a run that asks for audits makes none, in one line; empty where it makes them or asks for none."""
+    if not run.audit_bytes_max or allowed(run):
+        return ""
+    return f"audit_bytes_max is {run.audit_bytes_max}, an audit of this run takes {2 * state_bytes(run)}: no audits"
+
+
 def picked(claims: Sequence[Claim], block_hash: bytes) -> Claim | None:
     """Who is audited, for the whole network; block_hash: of block K(w)+F; claims: all of the window's on time."""
     if not claims:

@@ -9,7 +9,7 @@ from templar_jax.chain.wait import until_final
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
 from templar_jax.errors import TemplarError
-from templar_jax.node import resume
+from templar_jax.node import audit, resume
 from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import Engine
 from templar_jax.node.genesis import join_or_start
@@ -60,6 +60,8 @@ async def run_node(
     Raises:
       TemplarError: whatever cannot be mended here, with the next step.
     """
+    if problem := audit.why_not(run):
+        world.emit(Warned(problem))
     try:
         world.emit(Registered(await world.chain.register(world.key)))
         root_0 = bytes.fromhex(run.start) or engine.root(engine.theta_0())  # a model's root is checked where it is read
