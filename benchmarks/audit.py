@@ -97,7 +97,7 @@ def again(engine: Engine, pages: Pages, one: Kept) -> Likeness:
         params, opt, _ = engine.inner.step(params, opt, next(loader), one.outer_step * run.inner.steps + step)
     loader.close()
     feedback, sent = engine.compressor.update(feedback, theta, params)
-    ended = private.leaves(run, *private.from_bytes(engine, one.after))
+    ended = private.views(run, one.after)
     return rerun.compare(run, decode(run, one.plaintext), ended, sent, private.leaves(run, opt, feedback))
 
 

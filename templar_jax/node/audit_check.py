@@ -8,7 +8,6 @@ miner's window cost: where that does not fit before the next deadline, nothing i
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from templar_jax.compress.aggregate import Contribution
@@ -97,11 +96,10 @@ async def finish(node: Node, seen: Seen, scene: Scene, case: Case, until: float)
     if done is None:
         return None
     sent, *ends = done
-    ended = private.from_bytes(node.engine, after)
 
     def compare() -> rerun.Likeness:
-        leaves = partial(private.leaves, node.run)
-        return rerun.compare(node.run, opened.packed, leaves(*ended), sent, leaves(*ends))
+        run = node.run
+        return rerun.compare(run, opened.packed, private.views(run, after), sent, private.leaves(run, *ends))
 
     found = await _host(node, compare)
     return Audit("done", found.sent, found.overlap, found.state, continuous)

@@ -20,11 +20,14 @@ Leaves = list[np.ndarray]
 
 
 @lru_cache(maxsize=8)
+def _shapes(run: RunConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
+    shapes = {param.name: jax.ShapeDtypeStruct(param.shape, "float32") for param in table(run)}
+    return (*jax.tree.leaves(jax.eval_shape(make_optimizer(run).init, shapes)), *shapes.values())
+
+
 def state_bytes(run: RunConfig) -> int:
     """Length of the private state of a miner of `run`."""
-    shapes = {param.name: jax.ShapeDtypeStruct(param.shape, "float32") for param in table(run)}
-    leaves = [*jax.tree.leaves(jax.eval_shape(make_optimizer(run).init, shapes)), *shapes.values()]
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in _shapes(run))
 
 
 def leaves(run: RunConfig, opt: Any, feedback: Params) -> Leaves:
@@ -44,17 +47,21 @@ def fresh(engine: Engine) -> bytes:
     return to_bytes(engine.run, engine.inner.init(), engine.compressor.init())
 
 
+def views(run: RunConfig, state: bytes | memoryview) -> Leaves:
+    """Every array of `state`, which has `state_bytes(run)` bytes, without a copy."""
+    found, start = [], 0
+    for leaf in _shapes(run):
+        dtype = np.dtype(leaf.dtype).newbyteorder("<")
+        found.append(np.frombuffer(state, dtype, math.prod(leaf.shape), start).reshape(leaf.shape))
+        start += found[-1].nbytes
+    assert start == len(state)
+    return found
+
+
 def from_bytes(engine: Engine, state: bytes | memoryview) -> tuple[Any, Params]:
     """(optimizer state, error feedback) on the engine's devices; `state` has `state_bytes(run)` bytes."""
-    run = engine.run
-    opt, feedback = engine.inner.init(), engine.compressor.init()
-    like, structure = jax.tree.flatten(opt)
-    arrays, start = [], 0
-    for leaf in (*like, *(feedback[param.name] for param in table(run))):
-        size = leaf.size * leaf.dtype.itemsize
-        host = np.frombuffer(state, leaf.dtype, leaf.size, start).reshape(leaf.shape)
-        arrays.append(jax.device_put(host, leaf.sharding))
-        start += size
-    assert start == len(state)
-    names = [param.name for param in table(run)]
+    like, structure = jax.tree.flatten(engine.inner.init())
+    feedback, names = engine.compressor.init(), [param.name for param in table(engine.run)]
+    lying = [leaf.sharding for leaf in (*like, *(feedback[name] for name in names))]
+    arrays = list(map(jax.device_put, views(engine.run, state), lying))
     return jax.tree.unflatten(structure, arrays[: len(like)]), dict(zip(names, arrays[len(like) :], strict=True))
