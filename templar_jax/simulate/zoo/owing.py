@@ -3,6 +3,7 @@
 import contextlib
 
 from templar_jax.errors import StoreError
+from templar_jax.node import audit
 from templar_jax.node.challenge import ANSWER_BYTES
 from templar_jax.node.craft import Craft
 from templar_jax.node.engine import Params
@@ -15,8 +16,14 @@ from templar_jax.store.contribution import root_key
 
 
 async def copied(node: Node, window: int, params: Params) -> None:
-    """Puts the first answer that it finds in another's bucket into its own."""
+    """Answers the state challenge with a copy, and an audit honestly."""
     del params
+    await _copy(node, window)
+    await audit.answer(node, window)
+
+
+async def _copy(node: Node, window: int) -> None:
+    """Puts the first answer that it finds in another's bucket into its own."""
     world = node.world
     await world.clock.sleep(world.chain.block_seconds / 2)  # others need a moment
     for claim in await window_claims(world, node.run, window):
