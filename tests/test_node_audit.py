@@ -4,18 +4,20 @@ import asyncio
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from node_network import RUN, engine_of, events, open_run, play, until
 
+from templar_jax.chain.port import Chain
 from templar_jax.config import ComputeConfig, RunConfig
 from templar_jax.data.pages import Pages
-from templar_jax.errors import StoreError
+from templar_jax.errors import ChainError, StoreError
 from templar_jax.incentive import evidence as evidences
 from templar_jax.incentive.config import IncentiveConfig
 from templar_jax.incentive.evidence import Audit
-from templar_jax.node import audit, challenge, private, rerun
+from templar_jax.node import audit, audit_check, challenge, private, rerun
 from templar_jax.node import craft as crafts
 from templar_jax.node import engine as engines
 from templar_jax.node.craft import Craft, Trained
@@ -167,10 +169,34 @@ async def late(node: Node, window: int, saved: SavedSeal) -> bool:
     return await crafts.submit(node, window, saved) and window % 7 > 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Flaky:
+    """A chain that does not answer the first question for the hash of the block that picks."""
+
+    chain: Any
+    asked: set[int] = dataclasses.field(default_factory=set)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.chain, name)
+
+    async def block_hash(self, block: int) -> bytes:
+        if block % BIG.window.blocks == BIG.window.keys + BIG.window.evaluate and block not in self.asked:
+            self.asked.add(block)
+            raise ChainError("no answer")
+        return await self.chain.block_hash(block)
+
+
+SLOW = Role(speed=0.1)  # two blocks and more for its steps: a predecessor's answer cannot wait for them
+UNLUCKY = Role(
+    craft=Craft(train=unlucky, submit=late),
+    alter=lambda world: dataclasses.replace(world, chain=cast(Chain, Flaky(world.chain))),
+)
+
+
 def test_what_befalls_an_honest_miner_fails_no_audit(tmp_path: Path):
     async def victim(network: Network) -> None:
         for after, blocks in KILLS:
-            task = asyncio.ensure_future(network.node("peer-0"))
+            task = asyncio.ensure_future(network.node("peer-0", role=SLOW))
 
             def wanted(entry: Entry, after: PhaseStarted | PhaseEnded = after) -> bool:
                 one = entry.event
@@ -181,10 +207,10 @@ def test_what_befalls_an_honest_miner_fails_no_audit(tmp_path: Path):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(blocks * BLOCK_SECONDS)
-        await network.node("peer-0")
+        await network.node("peer-0", role=SLOW)
 
     async def scenario(network: Network) -> None:
-        others = [victim(network), network.node("peer-1", role=Role(craft=Craft(train=unlucky, submit=late)))]
+        others = [victim(network), network.node("peer-1", role=UNLUCKY)]
         tasks = [asyncio.ensure_future(one) for one in others]
         await network.validator("validator-0", 16)
         for task in tasks:
@@ -198,6 +224,32 @@ def test_what_befalls_an_honest_miner_fails_no_audit(tmp_path: Path):
     assert {(window, 0) for window in (6, 7, 8)} & {(window, number) for window, number, _ in found}
     assert sum(one.continuous is True for _, number, one in found if number == 1) > 2
     assert network.starts["peer-0"] == len(KILLS) + 1
+
+
+def broken_device(engine: Engine) -> Engine:
+    def step(*_: Any) -> Any:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    return dataclasses.replace(engine, inner=dataclasses.replace(engine.inner, step=step))
+
+
+@pytest.mark.parametrize("where", ["begin", "finish"])
+def test_a_failing_audit_costs_nobody_the_windows_evaluation(where: str, tmp_path: Path, monkeypatch):
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    role = Role(engine=broken_device) if where == "finish" else Role()
+    if where == "begin":
+        monkeypatch.setattr(audit_check, "copy", full)
+
+    async def scenario(network: Network) -> None:
+        await asyncio.gather(network.validator("validator-0", 2, role), *(network.node(f"peer-{n}", 2) for n in (0, 1)))
+
+    network = play(opened(tmp_path), scenario, seed=SEED, config=SCORED)
+    assert [one.evaluated for one in events(network, Scored)] == [2, 2] and not audits(network)
+    assert [warned.text for warned in events(network, Warned)] == [
+        f"window {window}: no audit: RuntimeError: RESOURCE_EXHAUSTED: out of memory" for window in (1, 2)
+    ]
 
 
 def test_nobody_warns(network):

@@ -3,7 +3,7 @@
 A miner's header carries two Merkle roots (store/merkle.py): of its private state (private.py) before the window's
 training, and after its compression, which is what the next window begins with. The hash of block K(w)+F, which nobody
 knows while there is still something to commit to, picks one of those who sealed something; that miner puts both states,
-the first one first, at w/WINDOW/audit in its bucket by block `answers_due`. See audit_check.py for the other side.
+the first one first, at w/WINDOW/audit in its bucket by block `audit_due`. See audit_check.py for the other side.
 
 Only where 2 * state_bytes(run) <= run.audit_bytes_max; else the roots are zeros and nobody is picked.
 """
@@ -12,15 +12,18 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 
+from templar_jax.chain.wait import pause
 from templar_jax.config import RunConfig
+from templar_jax.errors import ChainError, StoreError
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import window_claims
-from templar_jax.node.patience import insist
+from templar_jax.node.patience import Stopped, insist
 from templar_jax.node.private import from_bytes, state_bytes, to_bytes
 from templar_jax.node.world import Node
 from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
 from templar_jax.store.merkle import EMPTY, merkle_root
+from templar_jax.telemetry.events import Warned
 
 _DOMAIN = b"templar_jax/audit/1"
 
@@ -104,15 +107,31 @@ async def _run(node: Node, work):
 
 
 async def answer(node: Node, window: int) -> None:
-    """Uploads both states if this node is picked. Block K(w)+F is final. Raises StoreError (the own disk), Stopped."""
-    world, timetable = node.world, node.timetable(window)
+    """Uploads both states if this node is picked, at the latest when it is due. What fails is said. Raises Stopped."""
     if not allowed(node.run):
         return
+    world, timetable = node.world, node.timetable(window)
+    block = world.chain.block_seconds
+    until = world.clock.time() + (timetable.audit_due - timetable.evaluation_block) * block  # without the chain's word
+    while True:
+        try:
+            return await _answer(node, window)
+        except (ChainError, StoreError) as error:
+            if world.clock.time() + block / 2 >= until:
+                world.emit(Warned(f"window {window}: no answer to an audit: {error}"))
+                return
+        if await pause(world.clock, block / 2, world.stop):
+            raise Stopped
+
+
+async def _answer(node: Node, window: int) -> None:
+    """Raises ChainError, StoreError (the own disk), Stopped."""
+    world, timetable = node.world, node.timetable(window)
     claims = await window_claims(world, node.run, window)
     if not any(claim.hotkey == world.hotkey for claim in claims):
         return
     claim = picked(claims, await world.chain.block_hash(timetable.evaluation_block))
-    until = await world.chain.eta(timetable.answers_due)
+    until = await world.chain.eta(timetable.audit_due)
     if claim is None or claim.hotkey != world.hotkey or world.clock.time() >= until:
         return
     last = max(known for known in world.snapshots.windows() if known < window)

@@ -6,9 +6,9 @@ miner's window cost: where that does not fit before the next deadline, nothing i
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from templar_jax.compress.aggregate import Contribution
 from templar_jax.data.assign import assigned
@@ -20,12 +20,16 @@ from templar_jax.node.audit import allowed, picked
 from templar_jax.node.engine import Params
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import one_peer, persist, reader_of
+from templar_jax.node.patience import Stopped
 from templar_jax.node.scoring import Peer, Scene, Seen
 from templar_jax.node.world import Node
 from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
 from templar_jax.store.merkle import merkle_root
+from templar_jax.telemetry.events import Warned
 from templar_jax.train.offload import copy
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,6 +48,20 @@ class Case:
     start: Params  # theta_w, the audit's own copy
     states: "asyncio.Task[bytes | RefusedError]"  # both, as uploaded
     last_end: bytes | None  # root that its last header ended with
+
+
+async def spared(node: Node, window: int, work: Awaitable[T]) -> T | None:
+    """The result of a part of an audit; None, and said, where it fails: the rest of the evidence does not hang on it.
+
+    Raises Stopped.
+    """
+    try:
+        return await work
+    except Stopped:
+        raise
+    except Exception as error:  # a damaged page, the chain, a device out of memory
+        node.world.emit(Warned(f"window {window}: no audit: {type(error).__name__}: {error}"))
+        return None
 
 
 async def begin(node: Node, seen: Seen, scene: Scene, ends: Ends) -> Case | None:
@@ -73,7 +91,7 @@ def _remember(ends: Ends, before: dict[Identity, bytes], claims: Iterable[Claim]
 
 async def _fetch(node: Node, claim: Claim, window: int) -> bytes | RefusedError:
     size = 2 * private.state_bytes(node.run)
-    until = await node.world.chain.eta(node.timetable(window).answers_due)
+    until = await node.world.chain.eta(node.timetable(window).audit_due)
 
     async def ask(seconds: float) -> bytes:
         return await parts.download(reader_of(node.world, claim.locator), audit_key(window), size, size, seconds)

@@ -188,9 +188,12 @@ async def reveal(node: Node, window: int, saved: SavedSeal, until: float) -> Non
 
 
 async def answer(node: Node, window: int, params: Params) -> None:
-    """What a miner owes once the keys are out. Block K(w)+F is final; params: theta_w. Raises Stopped."""
-    await challenge.answer(node, window, params)
+    """What a miner owes once the keys are out, what is due first first. Block K(w)+F is final; params: theta_w.
+
+    Raises ChainError, Stopped.
+    """
     await audit.answer(node, window)
+    await challenge.answer(node, window, params)
 
 
 @dataclass(frozen=True)

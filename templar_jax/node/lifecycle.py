@@ -14,7 +14,7 @@ from templar_jax.node.craft import HONEST, Craft
 from templar_jax.node.engine import Engine
 from templar_jax.node.genesis import join_or_start
 from templar_jax.node.history import Diverged, catch_up
-from templar_jax.node.miner import emit_heldout, finish, run_window
+from templar_jax.node.miner import emit_heldout, finish, run_window, take_over
 from templar_jax.node.patience import Stopped
 from templar_jax.node.timetable import window_of
 from templar_jax.node.world import Node, World
@@ -99,6 +99,8 @@ async def _end(node: Node, reason: str) -> None:
 async def _run(node: Node, windows: int | None, duty: Duty) -> None:
     """`windows` counts those in which the chain took this node's contribution; a validator's, those that it saw."""
     world, done = node.world, 0
+    if duty.trains:
+        await take_over(node)
     rejoined = -1  # the window of the chain in which this node last changed its history
     while windows is None or done < windows:
         try:

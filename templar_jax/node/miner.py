@@ -25,6 +25,7 @@ from templar_jax.node.lead import lead, my_rank
 from templar_jax.node.patience import Stopped, bounded
 from templar_jax.node.profile import profiled
 from templar_jax.node.seals import SavedSeal
+from templar_jax.node.timetable import window_of
 from templar_jax.node.world import Node
 from templar_jax.store.seal import sealed_hash
 from templar_jax.telemetry.events import HeldOut, Warned
@@ -46,7 +47,7 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     except StoreError as error:  # a damaged seal, a full disk
         world.emit(Warned(f"window {window}: no contribution: {error}"))
         saved = None
-    owed, params = node.answering or _owed_before(node, window), node.state.params
+    owed, params = node.answering, node.state.params
     node.answering = asyncio.ensure_future(_answer(node, window, lambda: craft.answer(node, window, params), owed))
     idle = asyncio.ensure_future(emit_heldout(node))  # in the time that is idle anyway; it must not delay the key
     try:
@@ -66,11 +67,19 @@ async def run_window(node: Node, craft: Craft = HONEST) -> bool:
     return contributed
 
 
-def _owed_before(node: Node, window: int) -> "asyncio.Task[None] | None":
-    """In a process that has just started: what its predecessor may still owe to an audit of the window before."""
-    if not audit.allowed(node.run) or node.timetable(window - 1).seed_block < 0:
-        return None
-    return asyncio.ensure_future(_answer(node, window - 1, lambda: audit.answer(node, window - 1), None))
+async def take_over(node: Node) -> None:
+    """In a process that has just started: answers beside the rest what its predecessor may still owe to an audit.
+
+    It is due early in the next window, so it waits neither for the windows that were missed nor for training.
+    """
+    if not audit.allowed(node.run):
+        return
+    head = await node.world.chain.head()
+    window = window_of(head, node.run.window)
+    if head < node.timetable(window).evaluation_block:
+        window -= 1
+    if node.timetable(window).seed_block >= 0:
+        node.answering = asyncio.ensure_future(_answer(node, window, lambda: audit.answer(node, window), None))
 
 
 async def _answer(

@@ -52,8 +52,13 @@ class Timetable:
 
     @property
     def answers_due(self) -> int:
-        """Block after which nobody waits for a miner's answers about this window: halfway to the next deadline."""
+        """Block after which nobody waits for an answer to the state challenge: halfway to the next deadline."""
         return self.start + self.config.blocks + self.config.deadline // 2
+
+    @property
+    def audit_due(self) -> int:
+        """Likewise for a full audit: sooner, for validators run the steps again between it and the next deadline."""
+        return self.start + self.config.blocks + self.config.deadline // 4
 
     def leader_slot(self, rank: int) -> tuple[int, int]:
         first = self.manifest + rank * self.config.leader_slot

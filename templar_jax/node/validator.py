@@ -211,13 +211,15 @@ async def _evidence(
     memory: Memory, node: Node, seen: Seen, scene: Scene, order: list[Identity], until: float
 ) -> WindowEvidence:
     """Evaluation and, in the time that it leaves, the audit."""
-    case = await audit_check.begin(node, seen, scene, memory.ends)
+    window = seen.state.window
+    case = await audit_check.spared(node, window, audit_check.begin(node, seen, scene, memory.ends))
     if case is None:
         return await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
     try:
         found = await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
         publishing = node.world.chain.block_seconds  # is left for what comes after the audit
-        audit = await audit_check.finish(node, seen, scene, case, until - publishing)
+        again = audit_check.finish(node, seen, scene, case, until - publishing)
+        audit = await audit_check.spared(node, window, again)
     finally:
         case.states.cancel()
     who = case.peer.who
