@@ -18,7 +18,7 @@ from templar_jax.errors import ChainError, StoreError
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.history import window_claims
 from templar_jax.node.patience import Stopped, insist
-from templar_jax.node.private import from_bytes, state_bytes, to_bytes
+from templar_jax.node.private import fresh, from_bytes, state_bytes, to_bytes
 from templar_jax.node.world import Node
 from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
@@ -30,14 +30,20 @@ _DOMAIN = b"templar_jax/audit/1"
 
 def allowed(run: RunConfig) -> bool:
     """Whether this run makes full audits."""
-    return run.audit_bytes_max > 0 and 2 * state_bytes(run) <= run.audit_bytes_max
+    return run.audit_bytes_max > 0 and 2 * state_bytes(run) <= _most(run)
+
+
+def _most(run: RunConfig) -> int:
+    """Bytes that an upload may have."""
+    return min(run.audit_bytes_max, parts.MAX_PARTS * parts.PART_BYTES)
 
 
 def why_not(run: RunConfig) -> str:
     """Why a run that asks for audits makes none, in one line; empty where it makes them or asks for none."""
     if not run.audit_bytes_max or allowed(run):
         return ""
-    return f"audit_bytes_max is {run.audit_bytes_max}, an audit of this run takes {2 * state_bytes(run)}: no audits"
+    limit = "audit_bytes_max is" if _most(run) == run.audit_bytes_max else "one object holds at most"
+    return f"{limit} {_most(run)}, an audit of this run takes {2 * state_bytes(run)}: no audits"
 
 
 def picked(claims: Sequence[Claim], block_hash: bytes) -> Claim | None:
@@ -53,24 +59,44 @@ async def enter(node: Node, window: int) -> None:
 
     That is the state at the end of the last window whose contribution counts. Memory holds it where that went well;
     after a restart, a failure in the middle or a commitment that came too late it is read from the disk, whatever the
-    checkpoint holds: the next header must go on where the last one ended.
+    checkpoint holds: the next header must go on where the last one ended. Where the disk has lost it, the state is
+    zeros again, as in the first window.
     """
     if not allowed(node.run):
         return
-    local, snapshots = node.local, node.world.snapshots
-    last = await _last(node, window)
-    if last is None:  # the first window, or a new disk
-        last, state = window - 1, await _state(node)
-        await _run(node, lambda: snapshots.save(window - 1, state))
-        begins = await _run(node, lambda: merkle_root(state))
-    elif last == local.ended:
+    local, last = node.local, await _last(node, window)
+    if last is not None and last == local.ended:
         begins = local.roots[1]
     else:
-        state = await _run(node, lambda: snapshots.load(last))
+        state = await _kept(node, window, last)
         begins = await _run(node, lambda: merkle_root(state))
         if local.partial is None or local.partial.cursor["window"] != window:  # else it has moved on from there
             local.opt, local.feedback = from_bytes(node.engine, state)
     local.roots, local.ended = (begins, EMPTY), -1
+
+
+async def _kept(node: Node, window: int, last: int | None) -> bytes:
+    """What was kept of `last`; a new miner's state, kept in its place, where that is None or damaged."""
+    world, local, lost = node.world, node.local, "nothing was kept"
+    if last is not None:
+        try:
+            return await _load(node, last)
+        except StoreError as error:
+            lost = str(error)
+    if last is not None or local.own_steps:
+        world.emit(Warned(f"window {window}: moments and error feedback begin anew, as zeros: {lost}"))
+    local.partial = None  # it had moved on from what is lost
+    state = await _run(node, lambda: fresh(node.engine))
+    await _run(node, lambda: world.snapshots.save(window - 1, state))
+    return state
+
+
+async def _load(node: Node, window: int) -> bytes:
+    """Raises StoreError."""
+    state, size = await _run(node, lambda: node.world.snapshots.load(window)), state_bytes(node.run)
+    if len(state) != size:
+        raise StoreError(f"the state that was kept of window {window} is damaged: {len(state)} bytes, not {size}")
+    return state
 
 
 async def _last(node: Node, window: int) -> int | None:
@@ -134,7 +160,9 @@ async def _answer(node: Node, window: int) -> None:
     until = await world.chain.eta(timetable.audit_due)
     if claim is None or claim.hotkey != world.hotkey or world.clock.time() >= until:
         return
-    last = max(known for known in world.snapshots.windows() if known < window)
-    states = await _run(node, lambda: world.snapshots.load(last) + world.snapshots.load(window))
+    earlier = [known for known in world.snapshots.windows() if known < window]
+    if not earlier:
+        raise StoreError(f"nothing was kept of the windows before {window}")
+    states = await _load(node, earlier[-1]) + await _load(node, window)
     upload = partial(parts.upload, world.bucket, audit_key(window), states)
     await insist(world, upload, until, f"window {window}: uploading what the audit asks for", small=False)

@@ -53,7 +53,7 @@ async def compare(node: Node, window: int, claims: Iterable[Claim], expected: di
     until = await node.world.chain.eta(node.timetable(window).answers_due)
 
     async def one(claim: Claim) -> str:
-        asking = persist(node.world, until, lambda seconds: _fetch(node.world, claim, window, seconds))
+        asking = persist(node.world, until, lambda seconds: fetch(node.world, claim, window, seconds))
         found = await one_peer(node.world, claim.uid, asking)
         if not isinstance(found, bytes):
             return ABSENT
@@ -63,6 +63,7 @@ async def compare(node: Node, window: int, claims: Iterable[Claim], expected: di
     return dict(zip((claim.uid for claim in asked), await asyncio.gather(*map(one, asked)), strict=True))
 
 
-async def _fetch(world: World, claim: Claim, window: int, seconds: float) -> bytes:
+async def fetch(world: World, claim: Claim, window: int, seconds: float) -> bytes:
+    """The answer that stands in its bucket. Raises RefusedError, StoreError."""
     limit = min(seconds, world.chain.block_seconds)
     return await reader_of(world, claim.locator).get(root_key(window), ANSWER_BYTES, limit)

@@ -23,7 +23,7 @@ from templar_jax.node import engine as engines
 from templar_jax.node.engine import Engine
 from templar_jax.node.home import Home
 from templar_jax.node.seals import DiskSeals
-from templar_jax.node.snapshots import DiskSnapshots
+from templar_jax.node.snapshots import open_snapshots
 from templar_jax.node.world import World
 from templar_jax.sharding import make_mesh, table
 from templar_jax.store.bucket import Bucket
@@ -163,7 +163,7 @@ def open_world(
     config: NodeConfig, home: Home, chain: LocalChain, emit: Callable[[Event], None], stop: asyncio.Event
 ) -> World:
     """The ports of a node on the local network. Raises ChainError, ConfigError, StoreError with the next step."""
-    for folder in ("bucket", "checkpoints", "seals", "snapshots"):
+    for folder in ("bucket", "checkpoints", "seals"):
         make_folder(home.node / folder)
     return World(
         chain=chain,
@@ -173,7 +173,7 @@ def open_world(
         open_reader=lambda locator: open_reader(locator, local=True),
         checkpoints=open_checkpoints(config, home.node),
         seals=DiskSeals(home.node / "seals"),
-        snapshots=DiskSnapshots(home.node / "snapshots"),
+        snapshots=open_snapshots(home.node / "snapshots"),
         emit=emit,
         stop=stop,
     )

@@ -39,6 +39,7 @@ class Seen:
     params: Params  # theta_w
     claims: tuple[Claim, ...]
     outcomes: Mapping[int, Opened | RefusedError]  # by uid
+    ends: Mapping[int, bytes] = field(default_factory=dict)  # by uid, where the run audits: audit_check.ends_said
 
 
 @dataclass

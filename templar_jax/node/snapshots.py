@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from templar_jax.errors import StoreError
-from templar_jax.store.disk import DRAFT, explain, write_file
+from templar_jax.store.disk import DRAFT, explain, make_folder, write_file
 
 KEEP = 3  # a window's audit needs two, and the next window may be sealed before its answer is due
 SUFFIX = ".state"
@@ -52,7 +52,7 @@ class MemorySnapshots:
 
 @dataclass(frozen=True)
 class DiskSnapshots:
-    """One file a window, written with fsync."""
+    """One file a window, written with fsync. See `open_snapshots`."""
 
     folder: Path
 
@@ -72,7 +72,22 @@ class DiskSnapshots:
         return sorted(int(name) for name in found if name.isascii() and name.lstrip("-").isdigit())
 
     def drop(self, window: int) -> None:
-        self._path(window).unlink(missing_ok=True)
+        _remove(self._path(window))
 
     def _path(self, window: int) -> Path:
         return self.folder / f"{window:010d}{SUFFIX}"
+
+
+def open_snapshots(folder: Path) -> DiskSnapshots:
+    """Those in the folder of a node that starts, without what an earlier process left half written. StoreError."""
+    make_folder(folder)
+    for draft in folder.glob(f"*{DRAFT}*"):
+        _remove(draft)
+    return DiskSnapshots(folder)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(explain(error, path)) from error

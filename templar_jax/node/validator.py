@@ -23,7 +23,7 @@ from templar_jax.incentive.replay import UNLINKED, Outcome, Record
 from templar_jax.incentive.state import Rules, Score
 from templar_jax.incentive.weights import for_chain
 from templar_jax.node import audit_check, challenge, resume, scoring, scrutiny
-from templar_jax.node.audit_check import Ends
+from templar_jax.node.audit_check import Past
 from templar_jax.node.forkchoice import Claim
 from templar_jax.node.gather import cache_key
 from templar_jax.node.history import advance, watch_leaders, window_claims
@@ -51,7 +51,7 @@ class Memory:
     state: Any
     link: str  # pins all evidence so far
     earlier: Earlier = field(default_factory=Earlier)
-    ends: Ends = field(default_factory=Ends)  # of the miners' headers
+    audits: Past = field(default_factory=Past)
     watch: Watch = field(default_factory=Watch)  # of the other validators
     task: "asyncio.Task[None] | None" = None  # scores the last window, beside the present one
 
@@ -114,13 +114,14 @@ async def run_window(memory: Memory, node: Node) -> bool:
         idle.cancel()
         await asyncio.gather(idle, return_exceptions=True)
     before, outcomes = node.state, dict(node.outcomes) or _listed(node, window, claims)
+    ends = audit_check.ends_said(node, window, claims)
     with world.phase("apply", window):
         await advance(node, verdict)
     if memory.task is not None:
         await memory.task  # its time was over at D(w)
     shared = node.state.params is before.params  # an empty window: evaluation needs buffers of its own
     params = copy(before.params, offloaded=False) if shared else before.params
-    seen = Seen(before, params, claims, outcomes)
+    seen = Seen(before, params, claims, outcomes, ends)
     memory.task = asyncio.ensure_future(_score(memory, node, seen, None if shared else node.state.params))
     return True
 
@@ -212,7 +213,7 @@ async def _evidence(
 ) -> WindowEvidence:
     """Evaluation and, in the time that it leaves, the audit."""
     window = seen.state.window
-    case = await audit_check.spared(node, window, audit_check.begin(node, seen, scene, memory.ends))
+    case = await audit_check.spared(node, window, audit_check.begin(node, seen, scene, memory.audits))
     if case is None:
         return await scoring.evaluate(node, seen, scene, memory.earlier, order, until)
     try:
