@@ -1,6 +1,11 @@
 """Errors that a user may meet. Each names the cause and the next step; scripts print it as one line."""
 
 
+def line_of(error: BaseException) -> str:
+    """The beginning of its first line, to name a library's error in one of ours: libraries append debug dumps."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class TemplarError(Exception):
     """Base of every typed error of this project. `str(error)` is one line: cause, then what to do."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from templar_jax.errors import ConfigError, DataError
+from templar_jax.errors import ConfigError, DataError, line_of
 
 INSTALL = "pip install 'lm_eval[hf]'"
 
@@ -58,6 +58,6 @@ def run_harness(folder: Path, tasks: list[str], *, dtype: str, batch: int, inclu
             task_manager=manager, log_samples=False,
         )  # fmt: skip
     except Exception as error:  # of somebody else's tasks and data sets, which may fail in any way
-        what = (str(error).strip() or "no message").splitlines()[0]
-        raise DataError(f"the harness failed on {','.join(tasks)} ({type(error).__name__}: {what})") from error
+        what = f"{type(error).__name__}: {line_of(error)}"
+        raise DataError(f"the harness failed on {','.join(tasks)} ({what})") from error
     return Harness(found["results"], make_table(found))

@@ -90,7 +90,7 @@ def main(port: int, count: int, index: int, folder: Path) -> int:
     channel = join.listen(node) if index else join.lead(node)
     engine, pages = build(run_of(), OFFLOADS), open_pages(folder / "pages")
     checkpoints = open_checkpoints(node, folder)
-    hello = Hello(engine.run.run_id, "test", "none")
+    hello = Hello(engine.run.run_id, "test", "none", jax.__version__)
     if isinstance(channel, Listening):
         channel.receive()
         channel.reply(hello)

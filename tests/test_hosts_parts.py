@@ -74,7 +74,7 @@ def test_arguments_travel_with_arrays_as_numbers_and_the_mesh_as_itself():
     array, theirs = jnp.arange(4.0), jnp.arange(4.0) + 1
     like = jax.ShapeDtypeStruct((4,), np.float32, sharding=at)
     data = dumps(({"a": array}, [like], 7, np.arange(3)), {id(array): 5})
-    tree, (struct,), number, tokens = loads(data, {5: theirs}, mesh)
+    tree, (struct,), number, tokens = loads(bytes(data), {5: theirs}, mesh)
     assert tree["a"] is theirs and number == 7 and tokens.tolist() == [0, 1, 2]
     assert struct.sharding == at and struct.sharding.mesh is mesh and struct.shape == (4,)
     with pytest.raises(KeyError):  # an array that no call has made
@@ -82,9 +82,15 @@ def test_arguments_travel_with_arrays_as_numbers_and_the_mesh_as_itself():
 
 
 def test_what_differs_between_hosts_is_named():
-    hello = Hello("run", "settings", "folder: token")
+    hello = Hello("run", "settings", "folder: token", "0.10.2")
     assert hello.differs(hello) == ""
-    for field, words in (("run_id", "run or data"), ("settings", "settings"), ("folder", "home folder")):
+    named = (
+        ("run_id", "run or data"),
+        ("settings", "settings"),
+        ("folder", "home folder"),
+        ("jax", "version of jax"),
+    )
+    for field, words in named:
         assert words in hello.differs(dataclasses.replace(hello, **{field: "other"}))
 
 

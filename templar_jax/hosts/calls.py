@@ -37,7 +37,7 @@ class Announcer:
         """What `name` returns here. reply: the others send what it returned there."""
         with self._lock:
             dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
-            self._channel.send("call", name, dumps(args, self._numbers), dropped, reply)
+            self._channel.announce(name, dropped, reply, dumps(args, self._numbers))
             try:
                 out = jax.block_until_ready(self._known[name](*args))
             except TemplarError:
@@ -66,7 +66,7 @@ class Announcer:
         self._dropped.append(number)
 
 
-def dumps(args: Any, numbers: Mapping[int, int]) -> bytes:
+def dumps(args: Any, numbers: Mapping[int, int]) -> memoryview:
     """Arguments as bytes; device arrays as their numbers, the mesh as itself."""
 
     class Pickler(pickle.Pickler):
@@ -77,7 +77,7 @@ def dumps(args: Any, numbers: Mapping[int, int]) -> bytes:
 
     out = io.BytesIO()
     Pickler(out, protocol=5).dump(args)
-    return out.getvalue()
+    return out.getbuffer()
 
 
 def loads(data: bytes, arrays: Mapping[int, jax.Array], mesh: Mesh) -> Any:

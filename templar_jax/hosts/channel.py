@@ -14,13 +14,14 @@ import os
 import pickle
 import queue
 import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from templar_jax.errors import ConfigError
 
 LOST = 75  # exit code of a process that ends because another is gone
 GRACE = 10.0  # seconds that a failed call waits for the news that another process is gone, and process 0 for goodbyes
+TICK = 0.2  # seconds after which process 0 looks again who has come
 
 
 def address(hosts: HostsConfig) -> tuple[str, int]:
@@ -78,6 +80,7 @@ class Hello:
     run_id: str  # with the data's hash in it
     settings: str  # those that shape executables
     folder: str  # of the node under its home, which all hosts share
+    jax: str  # its version
 
     def differs(self, other: "Hello") -> str:
         """What is not the same, for the user; empty: all is."""
@@ -85,6 +88,7 @@ class Hello:
             ("run or data", self.run_id, other.run_id),
             ("settings", self.settings, other.settings),
             ("home folder", self.folder, other.folder),
+            ("version of jax", self.jax, other.jax),
         ):
             if mine != theirs:
                 return f"another {what}: {theirs}, host 0 has {mine}"
@@ -95,31 +99,64 @@ class Caller:
     """Process 0's end: a connection to every other process."""
 
     def __init__(self, config: NodeConfig) -> None:
-        self.hosts = config.hosts
+        self.hosts, self._key = config.hosts, key_of(config)
         try:
-            self._listener = Listener(address(self.hosts), authkey=key_of(config), backlog=self.hosts.count)
+            self._listener = socket.create_server(address(self.hosts))
         except OSError as error:
             raise ConfigError(
                 f"node.hosts.coordinator {self.hosts.coordinator}: the port after it: {error}: "
                 "free it or choose another"
             ) from error
+        self._admitting = threading.Lock()
         self._others: dict[int, Connection] = {}
         self._replies: dict[int, queue.SimpleQueue[Any]] = {}
         self._sending = threading.Lock()
         self._ending = False
         self.stop: Callable[[], None] = lambda: None  # called when one of the others was asked to stop
 
-    def gather(self) -> None:
-        """Waits for all others; from then on the end of any of them ends this process."""
-        while len(self._others) < self.hosts.count - 1:
-            try:
-                connection = self._listener.accept()
-            except (AuthenticationError, OSError, EOFError):
-                continue  # somebody without the key
-            self._others[connection.recv()] = connection
+    def gather(self, seconds: float) -> None:
+        """Waits for all others; from then on the end of any of them ends this process.
+
+        Raises ConfigError: some did not come within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        with self._listener:  # closed when all are there
+            while missing := self._missing():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise ConfigError(
+                        f"host {', '.join(map(str, missing))} of {self.hosts.count} did not come to host 0 at "
+                        "{}:{} within {:.0f} s: ".format(*address(self.hosts), seconds)
+                        + "see what it says, whether it reaches that port, and start all hosts again"
+                    )
+                self._listener.settimeout(min(left, TICK))
+                try:
+                    caller, _ = self._listener.accept()
+                except TimeoutError:
+                    continue
+                caller.setblocking(True)
+                threading.Thread(target=self._admit, args=(Connection(caller.detach()),), daemon=True).start()
         for index, connection in sorted(self._others.items()):
             self._replies[index] = queue.SimpleQueue()
             threading.Thread(target=self._watch, args=(index, connection), daemon=True).start()
+
+    def _missing(self) -> list[int]:
+        return [index for index in range(1, self.hosts.count) if index not in self._others]
+
+    def _admit(self, connection: Connection) -> None:
+        """On a thread of its own: who stays silent here keeps nobody waiting."""
+        try:
+            deliver_challenge(connection, self._key)
+            answer_challenge(connection, self._key)
+            index = connection.recv()
+        except (AuthenticationError, AssertionError, OSError, EOFError):  # without the key, no host, or gone again
+            connection.close()
+            return
+        with self._admitting:
+            if index in self._missing():
+                self._others[index] = connection
+            else:
+                connection.close()
 
     def meet(self, hello: Hello) -> None:
         """Compares what all must have in common. Raises ConfigError."""
@@ -141,19 +178,24 @@ class Caller:
         except (EOFError, OSError):
             if not self._ending:
                 if self._sending.acquire(timeout=1.0):
-                    self._send("lost", index)
+                    self._send(pickle.dumps(("lost", index)))
                 end_lost(lost_line(index, self.hosts))
             self._replies[index].put(None)  # its goodbye
 
     def send(self, *message: Any) -> None:
         with self._sending:
-            self._send(*message)
+            self._send(pickle.dumps(message))
 
-    def _send(self, *message: Any) -> None:
-        data = pickle.dumps(message, protocol=5)
+    def announce(self, name: str, dropped: list[int], reply: bool, args: memoryview) -> None:
+        """A call. Its arguments, which may be gigabytes, are sent as they are."""
+        with self._sending:
+            self._send(pickle.dumps(("call", name, dropped, reply)), args)
+
+    def _send(self, *parts: bytes | memoryview) -> None:
         for connection in self._others.values():
             try:
-                connection.send_bytes(data)
+                for part in parts:
+                    connection.send_bytes(part)
             except OSError:  # its watcher says so
                 continue
 
@@ -190,9 +232,11 @@ class Listening:
         self._sending = threading.Lock()
 
     def receive(self) -> tuple[Any, ...]:
-        """The next message. Ends the process where process 0, or by its word another, is gone."""
+        """The next message, a call's arguments last. Ends the process where process 0, or by it another, is gone."""
         try:
             message = pickle.loads(self._connection.recv_bytes())
+            if message[0] == "call":
+                message += (self._connection.recv_bytes(),)
         except (EOFError, OSError):
             end_lost(lost_line(0, self.hosts))
         if message[0] == "lost":

@@ -26,7 +26,7 @@ def follow(channel: Listening, known: Functions, mesh: Mesh) -> int:
         kind, *rest = calls.get()
         if kind == "end":
             return rest[0]
-        name, data, dropped, reply = rest
+        name, dropped, reply, data = rest
         for number in dropped:
             del arrays[number]
         args = loads(data, arrays, mesh)

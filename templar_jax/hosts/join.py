@@ -1,10 +1,12 @@
 """How the processes of one miner find each other."""
 
+import time
+
 import jax
 
 from templar_jax.config import NodeConfig
-from templar_jax.errors import ConfigError
-from templar_jax.hosts.channel import Caller, Listening
+from templar_jax.errors import ConfigError, line_of
+from templar_jax.hosts.channel import GRACE, Caller, Listening
 
 MEET_SECONDS = 300  # that a process waits for the others to be started
 
@@ -16,9 +18,9 @@ def lead(config: NodeConfig) -> Caller | None:
     """
     if config.hosts.count == 1:
         return None
-    caller = Caller(config)
+    caller, deadline = Caller(config), time.monotonic() + MEET_SECONDS
     _meet(config)
-    caller.gather()
+    caller.gather(max(GRACE, deadline - time.monotonic()))  # who came last has still to connect
     return caller
 
 
@@ -47,6 +49,6 @@ def _meet(config: NodeConfig) -> None:
     except RuntimeError as error:
         raise ConfigError(
             f"the {hosts.count} hosts did not meet at {hosts.coordinator} within {MEET_SECONDS} s "
-            f"({str(error).splitlines()[0][:120]}): start one process for each index, and check the address"
+            f"({line_of(error)}): start one process for each index, and check the address"
         ) from error
     jax.devices()  # returns when every process has shown its devices; one that waited on the channel first would not

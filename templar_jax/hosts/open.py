@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
+
 from templar_jax.config import NodeConfig, RunConfig
 from templar_jax.data.pages import Pages
 from templar_jax.errors import TemplarError
@@ -45,7 +47,8 @@ def hello_of(run: RunConfig, config: NodeConfig, root: Path, node: str) -> Hello
         token = (root / node / TOKEN).read_text()
     except OSError as error:
         token = f"nothing there ({error.strerror})"
-    return Hello(run.run_id, repr((config.mesh, config.compute, config.hosts.count)), f"{node}: {token}")
+    settings = repr((config.mesh, config.compute, config.hosts.count))
+    return Hello(run.run_id, settings, f"{node}: {token}", jax.__version__)
 
 
 def meet(channel: Caller, run: RunConfig, config: NodeConfig, home: Home) -> None:
@@ -77,7 +80,9 @@ def follow_host(
       root: the home. leave: ends the process with an exit code, at once.
     """
     _stop_through(channel, leave)
-    _, hello = channel.receive()
+    kind, hello = channel.receive()
+    if kind == "end":  # host 0 failed, or was stopped, before it compared anything
+        return _ended(hello, note)
     node = hello.folder.partition(":")[0]
     try:
         pinned, pages = opening.pin_data(run, config, note)
@@ -90,7 +95,10 @@ def follow_host(
     channel.reply(mine)
     share = Share(engine, pages, config.hosts.index, config.hosts.count)
     note(f"host {config.hosts.index} of {config.hosts.count}: computing for host 0, which says what happens")
-    code = follow(channel, {**functions(share), **checkpoints.parts}, engine.mesh)
+    return _ended(follow(channel, {**functions(share), **checkpoints.parts}, engine.mesh), note)
+
+
+def _ended(code: int, note: Callable[[str], None]) -> int:
     note("host 0 is done" if code == 0 else "host 0 failed, and says why; this host ends with it")
     return code
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from templar_jax.errors import CheckpointError
+from templar_jax.errors import CheckpointError, line_of
 
 COMMIT = "COMMIT.json"
 
@@ -31,7 +31,3 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"checkpoint {folder} is damaged ({COMMIT}: {line_of(error)}): passed over") from error
     if hash_files(folder) != expected:
         raise CheckpointError(f"checkpoint {folder} is damaged (a file is not what {COMMIT} says): passed over")
-
-
-def line_of(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from templar_jax.errors import CheckpointError, StoreError, TemplarError
+from templar_jax.errors import CheckpointError, StoreError, TemplarError, line_of
 from templar_jax.store import snapshot
 from templar_jax.store.bucket import Bucket, Reader
 from templar_jax.store.checkpoint import (
@@ -34,7 +34,7 @@ from templar_jax.store.checkpoint import (
     put_like,
     sharding_of,
 )
-from templar_jax.store.checkpoint_commit import COMMIT, hash_files, line_of, verify
+from templar_jax.store.checkpoint_commit import COMMIT, hash_files, verify
 from templar_jax.store.contribution import checkpoint_folder
 from templar_jax.store.disk import explain, make_folder, write_file
 from templar_jax.store.orbax_open import make_array_reader, make_checkpointer

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from templar_jax.config import RunConfig
-from templar_jax.errors import CheckpointError, ConfigError
+from templar_jax.errors import CheckpointError, ConfigError, line_of
 from templar_jax.sharding import table
-from templar_jax.store.checkpoint_commit import COMMIT, line_of
+from templar_jax.store.checkpoint_commit import COMMIT
 from templar_jax.store.snapshot import Meta
 
 # Where COMMIT.json may lie under the folder that a user names: a step, a folder of steps, a node, a run, a home.

@@ -15,7 +15,7 @@ import tensorstore as ts
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
-from templar_jax.errors import NotFound, StoreError
+from templar_jax.errors import NotFound, StoreError, line_of
 from templar_jax.store.bucket import ObjectInfo, check_key, check_prefix, is_key
 from templar_jax.store.disk import explain, make_folder
 
@@ -27,11 +27,6 @@ PUT_BYTES_PER_SECOND = 2**20  # the slowest disk or link that is waited for
 def put_timeout(size: int) -> float:
     """Seconds after which a put of `size` bytes counts as failed."""
     return PUT_TIMEOUT + size / PUT_BYTES_PER_SECOND
-
-
-def first_line(error: BaseException) -> str:
-    """Libraries append debug dumps; users see the beginning of the first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class FilesReader:
@@ -62,7 +57,7 @@ class FilesReader:
         except OSError as error:
             raise StoreError(explain(error, path)) from error
         except BaseError as error:
-            raise StoreError(f"{path}: {first_line(error)}") from error
+            raise StoreError(f"{path}: {line_of(error)}") from error
         if len(data) > max_bytes:  # grew while it was read
             raise StoreError(f"{path} has {len(data)} bytes, more than the {max_bytes} allowed")
         return data
@@ -81,7 +76,7 @@ class FilesReader:
         except FileNotFoundError:
             pass  # a folder vanished while it was walked: what was found stands
         except (OSError, BaseError) as error:
-            raise StoreError(f"cannot list {self.locator}: {first_line(error)}") from error
+            raise StoreError(f"cannot list {self.locator}: {line_of(error)}") from error
         return sorted(found, key=lambda item: item.key)[:limit]
 
 
@@ -122,7 +117,7 @@ class FilesBucket(FilesReader):
             except FileNotFoundError:
                 continue
             except (OSError, BaseError) as error:
-                raise StoreError(f"cannot delete {self.root / key}: {first_line(error)}") from error
+                raise StoreError(f"cannot delete {self.root / key}: {line_of(error)}") from error
 
 
 def _sweep(root: Path) -> None:
@@ -136,4 +131,4 @@ def _sweep(root: Path) -> None:
 def _os_error(error: ValueError) -> OSError:
     """The operating system's error inside tensorstore's message."""
     number = str(error).partition("os_error_code='")[2].partition("'")[0]
-    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(first_line(error))
+    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(line_of(error))

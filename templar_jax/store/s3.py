@@ -20,9 +20,9 @@ import tensorstore as ts
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from templar_jax.errors import ConfigError, NotFound, StoreError
+from templar_jax.errors import ConfigError, NotFound, StoreError, line_of
 from templar_jax.store.bucket import ObjectInfo, check_key, check_prefix, is_key
-from templar_jax.store.files import first_line, put_timeout
+from templar_jax.store.files import put_timeout
 
 CONNECT_TIMEOUT = 10.0  # seconds
 LIST_TIMEOUT = 60.0
@@ -132,7 +132,7 @@ class S3Reader:
         except TimeoutError as error:
             raise StoreError(f"{self._where} did not send {key} within {timeout:.0f} s") from error
         except (OSError, ValueError, BaseError) as error:
-            raise StoreError(f"{self._where}/{key}: {first_line(error)}") from error
+            raise StoreError(f"{self._where}/{key}: {line_of(error)}") from error
         if len(data) > max_bytes:
             raise StoreError(f"{self._where}/{key}: {len(data)} bytes, more than the {max_bytes} allowed")
         return data
@@ -152,7 +152,7 @@ class S3Reader:
         except TimeoutError as error:
             raise StoreError(f"{self._where} did not list {prefix} within {LIST_TIMEOUT:.0f} s") from error
         except (OSError, ValueError, BaseError) as error:
-            raise StoreError(f"cannot list {self._where}/{prefix}: {first_line(error)}") from error
+            raise StoreError(f"cannot list {self._where}/{prefix}: {line_of(error)}") from error
         return sorted(found, key=lambda item: item.key)[:limit]
 
 
@@ -179,7 +179,7 @@ class S3Bucket(S3Reader):
         except TimeoutError as error:
             raise StoreError(f"{self._where} did not take {key} within {limit:.0f} s") from error
         except ValueError as error:
-            raise StoreError(f"cannot write {self._where}/{key}: {first_line(error)}") from error
+            raise StoreError(f"cannot write {self._where}/{key}: {line_of(error)}") from error
 
     async def delete(self, keys: list[str]) -> None:
         for key in keys:
@@ -193,4 +193,4 @@ class S3Bucket(S3Reader):
         except TimeoutError as error:
             raise StoreError(f"{self._where} did not delete within {LIST_TIMEOUT:.0f} s") from error
         except (OSError, ValueError, BaseError) as error:
-            raise StoreError(f"cannot delete in {self._where}: {first_line(error)}") from error
+            raise StoreError(f"cannot delete in {self._where}: {line_of(error)}") from error
