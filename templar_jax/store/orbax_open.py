@@ -6,7 +6,8 @@ from typing import Any
 
 def make_checkpointer(processes: set[int]) -> Any:
     """That `processes` use together, the first of them writing what is common."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells the user about itself, at length
+    # Orbax tells the user about itself, at length; what goes wrong is raised to the caller, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     import orbax.checkpoint as ocp
 
     among = ocp.options.MultiprocessingOptions(primary_host=min(processes), active_processes=processes)
