@@ -9,8 +9,9 @@ Only where 2 * state_bytes(run) <= run.audit_bytes_max; else the roots are zeros
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from templar_jax.chain.wait import pause
 from templar_jax.config import RunConfig
@@ -24,6 +25,8 @@ from templar_jax.store import parts
 from templar_jax.store.contribution import audit_key
 from templar_jax.store.merkle import EMPTY, merkle_root
 from templar_jax.telemetry.events import Warned
+
+T = TypeVar("T")
 
 _DOMAIN = b"templar_jax/audit/1"
 
@@ -128,7 +131,8 @@ async def _state(node: Node) -> bytes:
     return await _run(node, partial(to_bytes, node.run, node.local.opt, node.local.feedback))
 
 
-async def _run(node: Node, work):
+async def _run(node: Node, work: Callable[[], T]) -> T:
+    """One of the about three passes over the state that a window takes: made into bytes, kept, hashed."""
     return await node.world.clock.spend("audit", node.world.costs.snapshot / 3, work)
 
 

@@ -196,9 +196,7 @@ async def _part(
     guess = {part: pace.get(base, 0.0) * times for part, (base, times) in GUESS.items()} | pace
     left = sum(guess.get(part, 0.0) * (steps if part == "step" else 1) for part in PARTS[PARTS.index(name) :])
     if clock.time() + left > until:
-        pace.update(
-            {part: seconds / 2 for part, seconds in pace.items()}
-        )  # of a bad moment, perhaps: it is tried again
+        pace.update({part: seconds / 2 for part, seconds in pace.items()})  # of a bad moment, perhaps: tried again
         raise _NoTimeError
     started = clock.time()
     found = await clock.spend("audit", modelled, work)
@@ -216,10 +214,8 @@ async def _again(
     what: Any = dict(run_id=run.run_id, window=seen.state.window, batch=run.inner.batch, seed=scene.assignment)
     opt, feedback = private.from_bytes(engine, before)
     params, first = engine.inner.begin(case.start), seen.state.outer_step * run.inner.steps
-    loader, steps = (
-        make_loader(node.pages, ids, steps=run.inner.steps, threads=0, **what),
-        opened.header.claim.inner_steps,
-    )
+    steps = opened.header.claim.inner_steps
+    loader = make_loader(node.pages, ids, steps=run.inner.steps, threads=0, **what)
     try:
         for step in range(steps):
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from templar_jax.errors import DataError, StoreError
 from templar_jax.incentive.replay import Record
-from templar_jax.store.disk import DRAFT, explain, write_file
+from templar_jax.store.disk import explain, write_file
 
 STATE = "state.json"
 SUFFIX = ".jsonl"
@@ -54,7 +54,7 @@ class DiskRecords:
             raise StoreError(explain(error, self.folder / STATE)) from error
 
     def windows(self) -> list[int]:
-        names = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}") if DRAFT not in path.name)
+        names = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in names if len(name) == 10 and name.isascii() and name.isdigit())
 
     def load(self, window: int) -> Record:

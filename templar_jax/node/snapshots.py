@@ -68,7 +68,7 @@ class DiskSnapshots:
             raise StoreError(explain(error, self._path(window))) from error
 
     def windows(self) -> list[int]:
-        found = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}") if DRAFT not in path.name)
+        found = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in found if name.isascii() and name.lstrip("-").isdigit())
 
     def drop(self, window: int) -> None:
